@@ -1,0 +1,71 @@
+"""Decide who may do what to which object. Pure.
+
+What this room does: the table roles x verbs, the roles of each kind of client, and `authorise`,
+which every face and every command calls before it acts.
+What it knows: a Unix socket is guarded by its file mode, so who can open it is the operator of
+this machine; a loopback port is open to every local program, so it gets inference and nothing
+that changes or reveals the house. What is not in the table is denied.
+What it never does: look anything up, remember, or record (`audit` does).
+
+    role         inference verbs   LIST_MODELS  READ_METRICS   every other verb
+    OPERATOR     yes               yes          yes            yes
+    APPLICATION  yes               yes          yes            no
+
+Objects are names: of a model, a request, a page. No rule looks at them yet, and every caller
+already gives them.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from appliance.domain import Client, ClientKind
+from appliance.errors import PermissionDenied
+
+
+class Verb(enum.Enum):
+    """What can be done to an object. The object's kind stands behind each."""
+
+    GENERATE = "generate"  # model
+    EMBED = "embed"  # model
+    TOKENIZE = "tokenize"  # model
+    DETOKENIZE = "detokenize"  # model
+    CANCEL = "cancel"  # request; a client can name only its own, `generate` sees to it
+    LIST_MODELS = "list_models"  # model, or "*"
+    READ_METRICS = "read_metrics"  # "*"
+    READ_STATUS = "read_status"  # "*"
+    READ_AUDIT = "read_audit"  # "*"
+    REGISTER_VERSION = "register_version"  # model: sign a file of the operator's own
+    SERVE = "serve"  # "*": start the daemon
+    STOP = "stop"  # "*": end the daemon
+
+
+class AccessRole(enum.Enum):
+    """What a client is to this house."""
+
+    OPERATOR = "operator"
+    APPLICATION = "application"
+
+
+INFERENCE_VERBS = frozenset(
+    {Verb.GENERATE, Verb.EMBED, Verb.TOKENIZE, Verb.DETOKENIZE, Verb.CANCEL},
+)
+ALLOWED: dict[AccessRole, frozenset[Verb]] = {
+    AccessRole.OPERATOR: frozenset(Verb),
+    AccessRole.APPLICATION: INFERENCE_VERBS | {Verb.LIST_MODELS, Verb.READ_METRICS},
+}
+ROLES: dict[ClientKind, frozenset[AccessRole]] = {
+    ClientKind.LOCAL_SOCKET: frozenset({AccessRole.OPERATOR}),
+    ClientKind.LOOPBACK: frozenset({AccessRole.APPLICATION}),
+    ClientKind.API_KEY: frozenset(),  # no key is ever issued yet, so none opens anything
+}
+
+
+def authorise(client: Client, verb: Verb, object: str) -> None:  # noqa: A002 - who, what, to which
+    """Let `client` do `verb` to `object`, or refuse.
+
+    Raises:
+        PermissionDenied: no role of the client has the verb.
+    """
+    if not any(verb in ALLOWED[role] for role in ROLES[client.kind]):
+        raise PermissionDenied(client=client.id, verb=verb.value, object=object)

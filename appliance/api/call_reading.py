@@ -1,0 +1,74 @@
+"""Read tool calls out of the text of a chat while it streams.
+
+What this room does: one reader per choice; text that is not a call goes on as it is, each whole
+call becomes one event, and the reason of a choice that called is `tool_calls`.
+What it knows: the syntax the template uses, as the text process named it (`runtime.chat`).
+What it never does: hold back tokens or logprobs: they go with the next piece, text or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from appliance.domain import (
+    ChoiceEnd,
+    Delta,
+    Event,
+    Final,
+    FinishReason,
+    RequestId,
+    ToolCall,
+    ToolCallMade,
+)
+from appliance.runtime.chat import ToolCallReader
+
+
+class CallReading:
+    """Every choice of one request."""
+
+    def __init__(self, syntax: str, request_id: RequestId, choices: int, *, parallel: bool) -> None:
+        """Begin with nothing read. Not `parallel`: what a choice says after a call is dropped."""
+        self._readers = [ToolCallReader(syntax, request_id, choice) for choice in range(choices)]
+        self._calls = [0] * choices
+        self._parallel = parallel
+        self._reasons: dict[int, FinishReason] = {}
+
+    def turn(self, event: Event) -> Iterator[Event]:
+        """Yield what the client gets for this event, in order."""
+        if isinstance(event, Delta):
+            pieces = self._readers[event.choice].feed(event.text)
+            yield from self._pieces(event.choice, pieces, event)
+        elif isinstance(event, ChoiceEnd):
+            yield from self._pieces(event.choice, self._readers[event.choice].finish(), None)
+            reason = event.finish_reason
+            if self._calls[event.choice] and reason is FinishReason.STOP:
+                reason = FinishReason.TOOL_CALLS
+            self._reasons[event.choice] = reason
+            yield ChoiceEnd(choice=event.choice, finish_reason=reason)
+        elif isinstance(event, Final):
+            reasons = tuple(self._reasons[choice] for choice in sorted(self._reasons))
+            yield msgspec.structs.replace(event, finish_reasons=reasons)
+        else:
+            yield event
+
+    def _pieces(
+        self, choice: int, pieces: Iterable[str | ToolCall], event: Delta | None
+    ) -> Iterator[Event]:
+        token_ids = event.token_ids if event is not None else ()
+        logprobs = event.logprobs if event is not None else ()
+        text = ""
+        for piece in pieces:
+            if self._calls[choice] and not self._parallel:
+                break
+            if isinstance(piece, str):
+                text += piece
+                continue
+            if text or token_ids:
+                yield Delta(choice=choice, text=text, token_ids=token_ids, logprobs=logprobs)
+                text, token_ids, logprobs = "", (), ()
+            yield ToolCallMade(choice=choice, index=self._calls[choice], call=piece)
+            self._calls[choice] += 1
+        if text or token_ids:
+            yield Delta(choice=choice, text=text, token_ids=token_ids, logprobs=logprobs)

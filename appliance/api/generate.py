@@ -1,0 +1,383 @@
+"""Serve one request, whichever face it came through: the use case behind gRPC and REST.
+
+What this room does: authorise, check against the limits, prepare in the text process, take a
+ticket, and pass on its events; embeddings, tokens, cancelling and listing likewise; the table of
+requests in flight; one account per request.
+What it knows: every request has exactly one end: a Final, or one ApplianceError. Leaving the
+iterator early is a cancellation. Denials and cancellations are audited; what was asked never is.
+What it never does: know a transport, keep a text longer than its request, or retry.
+
+    authorise -> limits -> request table -> text process -> ticket -> Accepted, events, Final
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+from appliance.access.audit import Audit
+from appliance.access.policy import Verb, authorise
+from appliance.api.account import Account, Operation
+from appliance.api.call_reading import CallReading
+from appliance.api.limits import (
+    check_embed,
+    check_generate,
+    check_request_id,
+    check_text,
+    check_tokens,
+    new_seed,
+)
+from appliance.api.together import all_of
+from appliance.config import Limits
+from appliance.domain import (
+    Accepted,
+    ChatPrompt,
+    Client,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    Event,
+    GenerateRequest,
+    ModelStatus,
+    ModelVersion,
+    RequestId,
+    TextPrompt,
+    ToolChoiceMode,
+    VersionState,
+)
+from appliance.errors import (
+    ApplianceError,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotServed,
+    PermissionDenied,
+    RequestCancelled,
+)
+from appliance.observe.metrics import Metrics
+from appliance.runtime.router import EmbedJob, Job, Router, Ticket
+from appliance.runtime.wire import Prepared
+
+PREPARES_AT_ONCE = 32
+_MS = 1000.0
+
+
+@dataclass(slots=True, eq=False)
+class _InFlight:
+    """A request between its arrival and its end."""
+
+    client: Client
+    ticket: Ticket | None = None
+    scope: asyncio.Timeout | None = None  # of an await that a cancellation must interrupt
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self.ticket is not None:
+            self.ticket.cancel()
+        if self.scope is not None and not self.scope.expired():
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+
+class Service:
+    """What both faces call. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        router: Router,
+        audit: Audit,
+        metrics: Metrics,
+        limits: Limits,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        """Serve what `router` serves. `clock` is monotonic, in milliseconds."""
+        self._router = router
+        self._audit = audit
+        self._metrics = metrics
+        self._limits = limits
+        self._clock = clock
+        self._in_flight: dict[RequestId, _InFlight] = {}
+
+    # --- generation -------------------------------------------------------------------------------
+
+    async def generate(
+        self, client: Client, request: GenerateRequest
+    ) -> AsyncGenerator[Event, None]:
+        """Yield Accepted, then what comes, then Final. Close the iterator to cancel.
+
+        Raises:
+            ApplianceError: exactly one, instead of Final, and possibly before Accepted.
+        """
+        is_chat = isinstance(request.prompt, ChatPrompt)
+        operation = Operation.CHAT if is_chat else Operation.TEXT
+        self._authorise(client, Verb.GENERATE, request.model)
+        with self._account(operation, client, request.request_id) as account:
+            check_generate(request, self._limits)
+            with self._flight(client, request.request_id) as flight:
+                events = self._events(client, request, flight, account)
+                async with aclosing(events):
+                    async for event in events:
+                        account.note(event)
+                        yield event
+
+    async def _events(
+        self, client: Client, request: GenerateRequest, flight: _InFlight, account: Account
+    ) -> AsyncGenerator[Event, None]:
+        version = self._router.find(request.model)
+        account.found(version)
+        prepared = await self._router.prepare(
+            version, request.prompt, constraint=request.constraint
+        )
+        if not prepared.token_ids:
+            raise InvalidRequest(field="prompt", reason="is empty")
+        opening = await self._echo(version, request, prepared)
+        if flight.cancelled:
+            raise RequestCancelled
+        job = self._job(client, request, prepared)
+        account.prepared(len(prepared.token_ids), request.output.n)
+        flight.ticket = ticket = self._router.admit(version, job)
+        yield Accepted(
+            request_id=request.request_id,
+            version=version.label,
+            seed=job.seed,
+            prompt_tokens=len(prepared.token_ids),
+        )
+        for delta in opening:
+            yield delta
+        reading = _reading(request, prepared)
+        async with aclosing(ticket.events()) as events:
+            async for news in events:
+                if reading is None:
+                    yield news
+                else:
+                    for event in reading.turn(news):
+                        yield event
+
+    def _job(self, client: Client, request: GenerateRequest, prepared: Prepared) -> Job:
+        seed = request.sampling.seed
+        return Job(
+            request_id=request.request_id,
+            prompt_ids=prepared.token_ids,
+            seed=new_seed() if seed is None else seed,
+            n=request.output.n,
+            sampling=request.sampling,
+            stop=request.stop,
+            top_logprobs=request.output.top_logprobs,
+            constraint=prepared.constraint,
+            deadline_ms=self._deadline(request.deadline_ms),
+            client=client,
+        )
+
+    async def _echo(
+        self, version: ModelVersion, request: GenerateRequest, prepared: Prepared
+    ) -> tuple[Delta, ...]:
+        """Make the deltas that repeat the prompt in front of each choice, if asked for."""
+        if not request.output.echo:
+            return ()
+        if isinstance(request.prompt, TextPrompt):
+            text = request.prompt.text
+        else:
+            text = await self._router.detokenize(version, prepared.token_ids)
+        return tuple(Delta(choice=choice, text=text) for choice in range(request.output.n))
+
+    # --- embeddings and tokens --------------------------------------------------------------------
+
+    async def embed(self, client: Client, request: EmbedRequest) -> EmbedResult:
+        """Embed every input; blocks until all vectors are there. Cancelling the call cancels it.
+
+        Raises:
+            ApplianceError: no vector is returned.
+        """
+        self._authorise(client, Verb.EMBED, request.model)
+        with self._account(Operation.EMBED, client, request.request_id) as account:
+            check_embed(request, self._limits)
+            with self._flight(client, request.request_id) as flight:
+                version = self._router.find(request.model, embedding=True)
+                account.found(version)
+                try:
+                    async with asyncio.timeout(None) as flight.scope:
+                        job = await self._embed_job(client, request, version)
+                        account.prepared(sum(map(len, job.inputs)))
+                        result = await self._router.embed(version, job)
+                except TimeoutError:
+                    raise RequestCancelled from None
+                finally:
+                    flight.scope = None
+                account.done()
+                return result
+
+    async def _embed_job(
+        self, client: Client, request: EmbedRequest, version: ModelVersion
+    ) -> EmbedJob:
+        inputs: list[tuple[int, ...]] = []
+        for begin in range(0, len(request.inputs), PREPARES_AT_ONCE):
+            prompts = request.inputs[begin : begin + PREPARES_AT_ONCE]
+            prepared = await all_of(self._router.prepare(version, prompt) for prompt in prompts)
+            inputs += (one.token_ids for one in prepared)
+        return EmbedJob(
+            request_id=request.request_id,
+            inputs=tuple(inputs),
+            normalize=request.normalize,
+            deadline_ms=self._deadline(request.deadline_ms),
+            client=client,
+        )
+
+    async def tokenize(
+        self, client: Client, model: str, text: str, *, add_bos: bool, parse_special: bool
+    ) -> tuple[ModelVersion, Prepared]:
+        """Turn text into token ids and the bytes of each.
+
+        Raises:
+            ModelNotServed, InvalidRequest, PermissionDenied: as named.
+        """
+        self._authorise(client, Verb.TOKENIZE, model)
+        check_text("text", text, self._limits)
+        version = self._find_any(model)
+        prompt = TextPrompt(text=text)
+        prepared = await self._router.prepare(
+            version, prompt, add_bos=add_bos, parse_special=parse_special
+        )
+        return version, prepared
+
+    async def detokenize(
+        self, client: Client, model: str, token_ids: tuple[int, ...]
+    ) -> tuple[ModelVersion, str]:
+        """Turn token ids into text; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ModelNotServed, InvalidRequest, PermissionDenied: as named.
+        """
+        self._authorise(client, Verb.DETOKENIZE, model)
+        check_tokens("token_ids", token_ids, self._limits)
+        version = self._find_any(model)
+        return version, await self._router.detokenize(version, token_ids)
+
+    # --- the rest ---------------------------------------------------------------------------------
+
+    def cancel(self, client: Client, request_id: RequestId) -> bool:
+        """Cancel a request of this client; does not block. False: there is none of that id.
+
+        Raises:
+            InvalidRequest, PermissionDenied: as named.
+        """
+        self._authorise(client, Verb.CANCEL, request_id)
+        check_request_id(request_id)
+        flight = self._in_flight.get(request_id)
+        found = flight is not None and flight.client == client
+        if found and flight is not None:
+            flight.cancel()
+        self._audit.record(client, Verb.CANCEL, request_id, "ok" if found else "not_found")
+        return found
+
+    def models(self, client: Client) -> tuple[ModelStatus, ...]:
+        """List every loaded version.
+
+        Raises:
+            PermissionDenied: as named.
+        """
+        self._authorise(client, Verb.LIST_MODELS, "*")
+        return self._router.models()
+
+    def model(self, client: Client, name: str) -> ModelStatus:
+        """Find one by its name or name@version, whether it is ready or not.
+
+        Raises:
+            ModelNotServed, PermissionDenied: as named.
+        """
+        self._authorise(client, Verb.LIST_MODELS, name)
+        for status in self._router.models():
+            if name in (status.version.model, status.version.label):
+                return status
+        raise ModelNotServed(model=name)
+
+    def metrics_text(self, client: Client) -> str:
+        """Show the metrics in Prometheus' text format.
+
+        Raises:
+            PermissionDenied: as named.
+        """
+        self._authorise(client, Verb.READ_METRICS, "*")
+        return self._metrics.render()
+
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """Show the role table to health probes, which are nobody's."""
+        return self._router.models()
+
+    def ready(self) -> bool:
+        """Tell whether a model answers now."""
+        return any(status.state is VersionState.READY for status in self._router.models())
+
+    @property
+    def in_flight_count(self) -> int:
+        """Count the requests that have not ended."""
+        return len(self._in_flight)
+
+    # --- shared -----------------------------------------------------------------------------------
+
+    def _authorise(self, client: Client, verb: Verb, target: str) -> None:
+        try:
+            authorise(client, verb, target)
+        except PermissionDenied as error:
+            self._audit.record(client, verb, target, error.code)
+            raise
+
+    def _find_any(self, model: str) -> ModelVersion:
+        """Find a version by name, whatever it is for; vocabularies are alike in that."""
+        try:
+            return self._router.find(model)
+        except ModelNotServed:
+            return self._router.find(model, embedding=True)
+
+    def _deadline(self, asked_ms: float | None) -> float:
+        """Take the sooner of what the client asked and what the operator allows.
+
+        Raises:
+            DeadlineExceeded: it has passed already.
+        """
+        now_ms = self._clock()
+        limit_ms = now_ms + self._limits.request_s * _MS
+        if asked_ms is not None and asked_ms <= now_ms:
+            raise DeadlineExceeded(phase="queue")
+        return limit_ms if asked_ms is None else min(asked_ms, limit_ms)
+
+    @contextmanager
+    def _account(
+        self, operation: Operation, client: Client, request_id: RequestId
+    ) -> Iterator[Account]:
+        account = Account(operation, client, request_id, metrics=self._metrics, clock=self._clock)
+        try:
+            yield account
+        except ApplianceError as error:
+            account.failed(error.code)
+            raise
+        finally:
+            account.close()
+
+    @contextmanager
+    def _flight(self, client: Client, request_id: RequestId) -> Iterator[_InFlight]:
+        """Keep the request in the table; whatever happens, its ticket ends with it."""
+        if request_id in self._in_flight:
+            raise InvalidRequest(field="request_id", reason="is that of a request in flight")
+        flight = self._in_flight[request_id] = _InFlight(client)
+        try:
+            yield flight
+        finally:
+            del self._in_flight[request_id]
+            flight.cancel()
+
+
+def _reading(request: GenerateRequest, prepared: Prepared) -> CallReading | None:
+    """Read tool calls if the client offered tools and the template has a syntax for calls."""
+    prompt = request.prompt
+    if not isinstance(prompt, ChatPrompt) or not prompt.tools or not prepared.tool_syntax:
+        return None
+    if prompt.tool_choice.mode is ToolChoiceMode.NONE:
+        return None
+    return CallReading(
+        prepared.tool_syntax,
+        request.request_id,
+        request.output.n,
+        parallel=prompt.tool_choice.parallel,
+    )

@@ -1,0 +1,103 @@
+"""Say every error of the house in gRPC's words, by one table.
+
+What this room does: the table error class → status code, and the google.rpc details beside it:
+ErrorInfo always (its reason is our stable code), RetryInfo, BadRequest and ResourceInfo where due.
+What it knows: `errors`; google.rpc's error model (AIP-193).
+What it never does: invent a message, or put an error into a message of ours.
+"""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from appliance import errors
+from appliance.errors import ApplianceError, FieldValue
+
+DOMAIN = "appliance"
+_S_NANOS = 1_000_000_000
+_METADATA_CHARS_MAX = 256
+
+GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ModelNotServed: grpc.StatusCode.NOT_FOUND,
+    errors.ContextTooLong: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.SchemaUnsupported: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.RequestUnsafe: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RequestCancelled: grpc.StatusCode.CANCELLED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.HostNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Draining: grpc.StatusCode.UNAVAILABLE,
+    errors.ClientTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ModelUnloadable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+    errors.WorkerLost: grpc.StatusCode.ABORTED,
+    errors.DecodeFailed: grpc.StatusCode.INTERNAL,
+    errors.StoreError: grpc.StatusCode.INTERNAL,
+    errors.ConfigError: grpc.StatusCode.INTERNAL,
+}
+
+
+def status_of(error: ApplianceError) -> grpc.Status:
+    """Make the status of an error, with its details."""
+    status = status_pb2.Status(
+        code=GRPC_STATUS[type(error)].value[0],
+        message=error.message,
+        details=[_pack(detail) for detail in _details(error)],
+    )
+    return rpc_status.to_status(status)
+
+
+def internal_status() -> grpc.Status:
+    """Make the status of a bug of ours; what it was stands in the log, not here."""
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
+    status = status_pb2.Status(
+        code=grpc.StatusCode.INTERNAL.value[0],
+        message="the appliance failed; its log says why",
+        details=[_pack(info)],
+    )
+    return rpc_status.to_status(status)
+
+
+def _pack(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
+
+
+def _details(error: ApplianceError) -> list[Message]:
+    metadata = {name: _shown(value) for name, value in error.fields.items()}
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN, metadata=metadata)
+    ]
+    retry_after_s = error.fields.get("retry_after_s")
+    if isinstance(retry_after_s, (int, float)):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(retry_after_s * _S_NANOS))
+        details.append(retry)
+    if isinstance(error, (errors.InvalidRequest, errors.SchemaUnsupported)):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.reason
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, errors.ModelNotServed):
+        details.append(
+            error_details_pb2.ResourceInfo(
+                resource_type="model", resource_name=error.model, description=error.message
+            )
+        )
+    return details
+
+
+def _shown(value: FieldValue) -> str:
+    """Show a field; trailers have a bound (8 kB by default), so a field has one too."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)[:_METADATA_CHARS_MAX]

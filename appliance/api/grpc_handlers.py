@@ -1,0 +1,271 @@
+"""Answer the calls of `appliance.v1`: translate, call the use case, translate back.
+
+What this room does: one method per rpc; the deadline and the end of a call handed to the use case;
+every error turned into a status, in one place; what is not a message of ours refused as such.
+What it knows: `generate.Service`, `grpc_convert`, `grpc_errors`.
+What it never does: decide anything about a request, or answer with a bare string.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+import msgspec
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from appliance.api.bugs import log_bug
+from appliance.api.generate import Service
+from appliance.api.grpc_convert import (
+    Answer,
+    read_chat,
+    read_embed,
+    read_generate,
+    write_embeddings,
+    write_event,
+)
+from appliance.api.grpc_errors import internal_status, status_of
+from appliance.api.proto import inference_pb2 as pb
+from appliance.api.proto import model_pb2
+from appliance.domain import (
+    Client,
+    ClientKind,
+    GenerateRequest,
+    ModelFacts,
+    ModelStatus,
+    RequestId,
+    Role,
+    VersionState,
+)
+from appliance.errors import ApplianceError, InvalidRequest
+
+_MS = 1000.0
+_WORD = re.compile(r"(?<!^)(?=[A-Z])")
+_ROLES = {
+    Role.ACTIVE: model_pb2.ROLE_ACTIVE,
+    Role.STANDBY: model_pb2.ROLE_STANDBY,
+    Role.CANDIDATE: model_pb2.ROLE_CANDIDATE,
+}
+_STATES = {
+    VersionState.LOADING: model_pb2.VERSION_STATE_LOADING,
+    VersionState.READY: model_pb2.VERSION_STATE_READY,
+    VersionState.RESTARTING: model_pb2.VERSION_STATE_RESTARTING,
+    VersionState.DRAINING: model_pb2.VERSION_STATE_DRAINING,
+    VersionState.FAILED: model_pb2.VERSION_STATE_FAILED,
+}
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Method: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+
+
+# --- the table of methods -------------------------------------------------------------------------
+
+
+def handlers_of(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    """Bind every rpc of a service to the method of the same name in snake_case."""
+    handlers = {
+        method.name: _handler(method, getattr(servicer, _WORD.sub("_", method.name).lower()))
+        for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _handler(method: MethodDescriptor, call: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    request = message_factory.GetMessageClass(method.input_type)
+    response = message_factory.GetMessageClass(method.output_type)
+    make = (
+        grpc.unary_stream_rpc_method_handler
+        if method.server_streaming
+        else grpc.unary_unary_rpc_method_handler
+    )
+    return make(
+        _guarded(call),
+        request_deserializer=_parser(request),
+        response_serializer=response.SerializeToString,
+    )
+
+
+def _parser(request: type[Message]) -> Callable[[bytes], Message | None]:
+    """Parse, or give None: gRPC itself would answer INTERNAL for a client's mistake."""
+
+    def parse(data: bytes) -> Message | None:
+        try:
+            return request.FromString(data)
+        except DecodeError:
+            return None
+
+    return parse
+
+
+def _guarded(call: Method) -> Method:
+    """Turn every error into a status: the transport's catch-all."""
+
+    async def guarded(request: Message | None, context: Context) -> object:
+        try:
+            return await call(_valid(request), context)
+        except ApplianceError as error:
+            await context.abort_with_status(status_of(error))
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the transport's catch-all
+            log_bug("grpc", error)
+            await context.abort_with_status(internal_status())
+
+    return guarded
+
+
+def _valid(request: Message | None) -> Message:
+    if request is None:
+        reason = "is not a valid message, or a text in it is not valid UTF-8"
+        raise InvalidRequest(field="message", reason=reason)
+    return request
+
+
+def client_of(context: Context) -> Client:
+    """Name the client by the listener it came through."""
+    if context.peer().startswith("unix"):
+        return Client(id="local", kind=ClientKind.LOCAL_SOCKET)
+    return Client(id="loopback", kind=ClientKind.LOOPBACK)
+
+
+# --- appliance.v1.InferenceService ----------------------------------------------------------------
+
+
+class InferenceServicer:
+    """One method per rpc. Cancelling or dropping a call closes the iterator it reads."""
+
+    def __init__(self, service: Service, clock: Callable[[], float]) -> None:
+        """Answer from `service`; `clock` is monotonic, in milliseconds."""
+        self._service = service
+        self._clock = clock
+
+    async def generate(self, request: pb.GenerateRequest, context: Context) -> object:
+        """Answer with the whole text."""
+        asked = read_generate(request.input, self._deadline(context))
+        return (await self._collect(asked, context)).generate_response()
+
+    async def generate_stream(self, request: pb.GenerateStreamRequest, context: Context) -> None:
+        """Answer with events."""
+        asked = read_generate(request.input, self._deadline(context))
+        await self._stream(asked, context, pb.GenerateStreamResponse)
+
+    async def chat(self, request: pb.ChatRequest, context: Context) -> object:
+        """Answer a chat with the whole text."""
+        asked = read_chat(request.input, self._deadline(context))
+        return (await self._collect(asked, context)).chat_response()
+
+    async def chat_stream(self, request: pb.ChatStreamRequest, context: Context) -> None:
+        """Answer a chat with events."""
+        asked = read_chat(request.input, self._deadline(context))
+        await self._stream(asked, context, pb.ChatStreamResponse)
+
+    async def embed(self, request: pb.EmbedRequest, context: Context) -> object:
+        """Answer with vectors."""
+        asked = read_embed(request, self._deadline(context))
+        result = await self._service.embed(client_of(context), asked)
+        return write_embeddings(asked.request_id, result)
+
+    async def tokenize(self, request: pb.TokenizeRequest, context: Context) -> object:
+        """Answer with token ids."""
+        version, prepared = await self._service.tokenize(
+            client_of(context),
+            request.model,
+            request.text,
+            add_bos=request.add_bos,
+            parse_special=request.parse_special,
+        )
+        return pb.TokenizeResponse(
+            version=version.label, token_ids=prepared.token_ids, pieces=prepared.pieces
+        )
+
+    async def detokenize(self, request: pb.DetokenizeRequest, context: Context) -> object:
+        """Answer with text."""
+        version, text = await self._service.detokenize(
+            client_of(context), request.model, tuple(request.token_ids)
+        )
+        return pb.DetokenizeResponse(version=version.label, text=text)
+
+    async def cancel_request(self, request: pb.CancelRequestRequest, context: Context) -> object:
+        """Cancel another call of the same client."""
+        found = self._service.cancel(client_of(context), RequestId(request.request_id))
+        return pb.CancelRequestResponse(found=found)
+
+    def _deadline(self, context: Context) -> float | None:
+        left_s = context.time_remaining()
+        return None if left_s is None else self._clock() + left_s * _MS
+
+    async def _collect(self, asked: GenerateRequest, context: Context) -> Answer:
+        answer = Answer(asked.output.n)
+        async with aclosing(self._service.generate(client_of(context), asked)) as events:
+            async for event in events:
+                answer.take(event)
+        return answer
+
+    async def _stream(
+        self,
+        asked: GenerateRequest,
+        context: Context,
+        wrap: type[pb.GenerateStreamResponse | pb.ChatStreamResponse],
+    ) -> None:
+        seq = 0
+        async with aclosing(self._service.generate(client_of(context), asked)) as events:
+            async for event in events:
+                await context.write(wrap(event=write_event(seq, event)))
+                seq += 1
+
+
+# --- appliance.v1.ModelService --------------------------------------------------------------------
+
+
+class ModelServicer:
+    """Lists what is loaded."""
+
+    def __init__(self, service: Service) -> None:
+        """Answer from `service`."""
+        self._service = service
+
+    async def list(self, request: model_pb2.ListRequest, context: Context) -> object:
+        """Answer with every version."""
+        del request  # there is nothing to choose yet
+        statuses = self._service.models(client_of(context))
+        return model_pb2.ListResponse(models=[_model(status) for status in statuses])
+
+    async def get(self, request: model_pb2.GetRequest, context: Context) -> object:
+        """Answer with one."""
+        status = self._service.model(client_of(context), request.model)
+        return model_pb2.GetResponse(model=_model(status))
+
+
+def _model(status: ModelStatus) -> model_pb2.Model:
+    version = status.version
+    return model_pb2.Model(
+        name=version.model,
+        version=version.version,
+        digest=version.digest,
+        origin=version.origin.value,
+        role=_ROLES[status.role],
+        state=_STATES[status.state],
+        loading_ratio=status.loading_ratio,
+        reason=status.reason,
+        facts=_facts(status.facts),
+        running_count=status.running_count,
+        waiting_count=status.waiting_count,
+        worker_pid=status.worker_pid,
+        worker_restarts=status.worker_restarts,
+        kv_cells_used=status.kv_cells_used,
+        kv_cells_total=status.kv_cells_total,
+    )
+
+
+def _facts(facts: ModelFacts | None) -> model_pb2.ModelFacts | None:
+    if facts is None:
+        return None
+    names = {field.name for field in model_pb2.ModelFacts.DESCRIPTOR.fields}
+    given = msgspec.structs.asdict(facts)
+    return model_pb2.ModelFacts(**{name: given[name] for name in names})

@@ -1,0 +1,319 @@
+"""Turn OpenAI's JSON into requests of the domain, strictly.
+
+What this room does: decoding a body; naming the field that is wrong and, if it is unknown, the
+nearest known one; the meaning of each parameter in the domain.
+What it knows: `openai_shapes`. A parameter is honoured, refused, or (OpenAI's own that mean nothing
+here) accepted and named in `ignored`; nothing is dropped in silence.
+What it never does: I/O, limits of the operator (`generate`), or answers (`openai_answers`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from appliance.api.openai_chat import constraint_of, messages_of, tool_choice_of, tools_of
+from appliance.api.openai_shapes import (
+    IGNORED_CHAT,
+    IGNORED_COMPLETION,
+    IGNORED_EMBEDDING,
+    REFUSED_CHAT,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    SamplingBody,
+    Shape,
+    field_names,
+)
+from appliance.domain import (
+    SEED_MAX,
+    ChatPrompt,
+    EmbedRequest,
+    GenerateRequest,
+    OutputOptions,
+    RequestId,
+    SamplingOptions,
+    StopOptions,
+    TextPrompt,
+    TokenPrompt,
+    ToolChoiceMode,
+)
+from appliance.errors import InvalidRequest
+
+PROMPTS_MAX = 64
+COMPLETION_TOKENS_DEFAULT = 16  # OpenAI's own for the legacy endpoint
+_PATH = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_NAMED = re.compile(r"field `(?P<name>.*)`$", re.DOTALL)
+_SHOWN_CHARS = 64
+
+BodyT = TypeVar("BodyT", bound=Shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a generating body asks for. One request, or for completions one per prompt, in order."""
+
+    requests: tuple[GenerateRequest, ...]
+    stream: bool
+    include_usage: bool
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingsAsked:
+    """What an embeddings body asks for."""
+
+    request: EmbedRequest
+    base64: bool
+    dimensions: int | None
+    ignored: tuple[str, ...]
+
+
+# --- the three endpoints --------------------------------------------------------------------------
+
+
+def read_chat(body: bytes, request_id: RequestId) -> Asked:
+    """Read the body of POST /v1/chat/completions.
+
+    Raises:
+        InvalidRequest: names the field that is missing, unknown, wrong, or contradicts another.
+        SchemaUnsupported: a constraint of a kind that is not served.
+    """
+    members = _members(body)
+    for name, advice in REFUSED_CHAT.items():
+        if members.get(name) is not None:
+            raise InvalidRequest(field=name, reason=advice)
+        members.pop(name, None)
+    ignored = _drop(members, IGNORED_CHAT)
+    chat = _convert(members, ChatBody)
+    tools, strict_ignored = tools_of(chat)
+    choice = tool_choice_of(chat, tools)
+    constraint = constraint_of(chat)
+    if constraint is not None and choice.mode in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NAMED):
+        raise InvalidRequest(
+            field="response_format", reason="contradicts a 'tool_choice' that demands a call"
+        )
+    if chat.modalities is not None and chat.modalities != ["text"]:
+        raise InvalidRequest(field="modalities", reason="only ['text'] is served here")
+    request = GenerateRequest(
+        request_id=request_id,
+        model=chat.model,
+        prompt=ChatPrompt(messages=messages_of(chat), tools=tools, tool_choice=choice),
+        sampling=_sampling(chat),
+        stop=_stop(chat, _output_tokens(chat)),
+        output=OutputOptions(n=_n(chat), top_logprobs=_chat_logprobs(chat)),
+        constraint=constraint,
+    )
+    if chat.modalities is not None:
+        ignored.append("modalities")
+    ignored += strict_ignored
+    if chat.parallel_tool_calls is not None and not tools:
+        ignored.append("parallel_tool_calls")
+    return Asked(
+        requests=(request,),
+        stream=bool(chat.stream),
+        include_usage=_include_usage(chat, ignored),
+        ignored=tuple(sorted(ignored)),
+    )
+
+
+def read_completion(body: bytes, request_id: RequestId) -> Asked:
+    """Read the body of POST /v1/completions. See `read_chat` for what is raised."""
+    members = _members(body)
+    ignored = _drop(members, IGNORED_COMPLETION)
+    asked = _convert(members, CompletionBody)
+    if asked.suffix:
+        raise InvalidRequest(field="suffix", reason="filling in the middle is not served here")
+    if asked.best_of is not None and asked.best_of != _n(asked):
+        raise InvalidRequest(field="best_of", reason="must be equal to 'n' if it is given")
+    prompts = _inputs("prompt", asked.prompt)
+    if len(prompts) > PROMPTS_MAX:
+        raise InvalidRequest(
+            field="prompt", reason=f"has {len(prompts)} prompts; the limit is {PROMPTS_MAX}"
+        )
+    tokens = COMPLETION_TOKENS_DEFAULT if asked.max_tokens is None else asked.max_tokens
+    requests = tuple(
+        GenerateRequest(
+            request_id=RequestId(request_id if len(prompts) == 1 else f"{request_id}-{index}"),
+            model=asked.model,
+            prompt=prompt,
+            sampling=_sampling(asked),
+            stop=_stop(asked, tokens),
+            output=OutputOptions(n=_n(asked), top_logprobs=asked.logprobs, echo=bool(asked.echo)),
+        )
+        for index, prompt in enumerate(prompts)
+    )
+    return Asked(
+        requests=requests,
+        stream=bool(asked.stream),
+        include_usage=_include_usage(asked, ignored),
+        ignored=tuple(sorted(ignored)),
+    )
+
+
+def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
+    """Read the body of POST /v1/embeddings. See `read_chat` for what is raised."""
+    members = _members(body)
+    ignored = _drop(members, IGNORED_EMBEDDING)
+    asked = _convert(members, EmbeddingBody)
+    if asked.encoding_format not in (None, "float", "base64"):
+        raise InvalidRequest(field="encoding_format", reason="must be 'float' or 'base64'")
+    return EmbeddingsAsked(
+        request=EmbedRequest(
+            request_id=request_id, model=asked.model, inputs=_inputs("input", asked.input)
+        ),
+        base64=asked.encoding_format == "base64",
+        dimensions=asked.dimensions,
+        ignored=tuple(sorted(ignored)),
+    )
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+def _members(body: bytes) -> dict[str, Any]:
+    """Decode the body as one JSON object; NaN, Infinity and half surrogates are not JSON."""
+    try:
+        members = msgspec.json.decode(body)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(field="body", reason="is not valid UTF-8") from error
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(field="body", reason=f"is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest(field="body", reason="is nested too deeply") from error
+    if not isinstance(members, dict):
+        raise InvalidRequest(field="body", reason="must be a JSON object")
+    return members
+
+
+def _drop(members: dict[str, Any], names: frozenset[str]) -> list[str]:
+    """Take what has no effect here out of the members, and return the names that were given."""
+    given = [name for name in members if name in names]
+    for name in given:
+        del members[name]
+    return given
+
+
+def _convert(members: Mapping[str, Any], shape: type[BodyT]) -> BodyT:
+    try:
+        return msgspec.convert(members, shape)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), shape) from error
+    except RecursionError as error:
+        raise InvalidRequest(field="body", reason="is nested too deeply") from error
+
+
+def _explain(text: str, shape: type[Shape]) -> InvalidRequest:
+    """Name the field and, if it is unknown, the nearest known one."""
+    match = cast("re.Match[str]", _PATH.match(text))
+    reason, path = match["reason"], match["path"] or ""
+    named = _NAMED.search(reason)
+    if named is None:
+        plain = reason[:1].lower() + reason[1:].replace("`", "")
+        return InvalidRequest(field=path or "body", reason=plain)
+    field = ".".join(part for part in (path, named["name"][:_SHOWN_CHARS]) if part)
+    if "missing" in reason:
+        return InvalidRequest(field=field, reason="is missing")
+    known = field_names(shape) if path else frozenset(shape.__struct_fields__)
+    near = get_close_matches(named["name"], sorted(known), n=1, cutoff=0.5)
+    advice = f"; did you mean '{near[0]}'?" if near else ""
+    return InvalidRequest(field=field, reason=f"is not a known field{advice}")
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+def _sampling(body: SamplingBody) -> SamplingOptions:
+    given: dict[str, Any] = {
+        name: value
+        for name in (
+            "temperature",
+            "top_p",
+            "frequency_penalty",
+            "presence_penalty",
+            "top_k",
+            "min_p",
+            "typical_p",
+            "repeat_penalty",
+            "penalty_last_n",
+        )
+        if (value := getattr(body, name)) is not None
+    }
+    if body.seed is not None and not 0 <= body.seed <= SEED_MAX:
+        raise InvalidRequest(field="seed", reason=f"must be from 0 to {SEED_MAX}")
+    return SamplingOptions(**given, seed=body.seed, logit_bias=_logit_bias(body.logit_bias))
+
+
+def _logit_bias(given: dict[str, float] | None) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for key, bias in (given or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) <= len(str(2**31))):
+            raise InvalidRequest(
+                field="logit_bias", reason=f"'{key[:_SHOWN_CHARS]}' is not a token id"
+            )
+        biases[int(key)] = bias
+    return biases
+
+
+def _stop(body: SamplingBody, max_tokens: int | None) -> StopOptions:
+    strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return StopOptions(
+        max_tokens=max_tokens,
+        strings=strings,
+        token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+    )
+
+
+def _output_tokens(chat: ChatBody) -> int | None:
+    old, new = chat.max_tokens, chat.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise InvalidRequest(
+            field="max_tokens", reason=f"is {old} and contradicts 'max_completion_tokens', {new}"
+        )
+    return old if new is None else new
+
+
+def _n(body: SamplingBody) -> int:
+    return 1 if body.n is None else body.n
+
+
+def _chat_logprobs(chat: ChatBody) -> int | None:
+    if chat.top_logprobs is not None and not chat.logprobs:
+        raise InvalidRequest(field="top_logprobs", reason="needs 'logprobs' to be true")
+    return (chat.top_logprobs or 0) if chat.logprobs else None
+
+
+def _include_usage(body: SamplingBody, ignored: list[str]) -> bool:
+    if body.stream_options is None:
+        return False
+    if not body.stream:
+        raise InvalidRequest(field="stream_options", reason="needs 'stream' to be true")
+    if body.stream_options.include_obfuscation is not None:
+        ignored.append("stream_options.include_obfuscation")
+    return bool(body.stream_options.include_usage)
+
+
+def _inputs(
+    field: str, given: str | list[str | int | list[int]] | None
+) -> tuple[TextPrompt | TokenPrompt, ...]:
+    """Read a text, a list of texts, a token list or a list of token lists; one prompt for each."""
+    if given is None:
+        raise InvalidRequest(field=field, reason="is missing")
+    if isinstance(given, str):
+        return (TextPrompt(text=given),)
+    if not given:
+        raise InvalidRequest(field=field, reason="is empty")
+    kinds = {type(item) for item in given}
+    if len(kinds) != 1:
+        raise InvalidRequest(field=field, reason="must not mix texts, tokens and token lists")
+    if kinds == {str}:
+        return tuple(TextPrompt(text=text) for text in cast("list[str]", given))
+    if kinds == {int}:
+        return (TokenPrompt(token_ids=tuple(cast("list[int]", given))),)
+    return tuple(TokenPrompt(token_ids=tuple(ids)) for ids in cast("list[list[int]]", given))

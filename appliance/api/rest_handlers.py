@@ -1,0 +1,202 @@
+"""Answer the routes of the REST face: translate, call the use case, translate back.
+
+What this room does: one handler per route, streaming or not.
+What it knows: `generate.Service`, `openai`, `openai_chunks`; several prompts of one completion run
+side by side and are answered as one.
+What it never does: decide anything about a request, or hold it after its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+from aiohttp import web
+
+from appliance.api.generate import Service
+from appliance.api.openai import Asked, read_chat, read_completion, read_embeddings
+from appliance.api.openai_answers import (
+    Head,
+    chat_completion,
+    embedding_list,
+    model_list,
+    model_object,
+    text_completion,
+)
+from appliance.api.openai_chunks import ChatChunks, TextChunks, Whole, add_usage
+from appliance.api.rest_errors import body_of, bug_body
+from appliance.api.rest_guard import REQUEST_ID, Guard
+from appliance.api.rest_stream import EventStream, json_response
+from appliance.api.together import all_of
+from appliance.config import Rest
+from appliance.domain import Client, ClientKind, Event, GenerateRequest, JsonObject, Progress
+from appliance.errors import ApplianceError, ClientTooSlow, InvalidRequest
+from appliance.observe.metrics import CONTENT_TYPE
+
+CLIENT = Client(id="loopback", kind=ClientKind.LOOPBACK)
+_IGNORED = "x-appliance-ignored"
+_MS = 1000
+
+Sink = Callable[[int, Event], Awaitable[None]]
+
+
+class Handlers:
+    """Every route. `utc_ms` dates the answers."""
+
+    def __init__(
+        self, service: Service, guard: Guard, settings: Rest, utc_ms: Callable[[], int]
+    ) -> None:
+        """Answer from `service`."""
+        self._service = service
+        self._guard = guard
+        self._settings = settings
+        self._utc_ms = utc_ms
+
+    def routes(self) -> list[web.RouteDef]:
+        """List the routes."""
+        return [
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/embeddings", self.embeddings),
+            web.get("/v1/models", self.models),
+            web.get("/v1/models/{name:.+}", self.model),
+            web.get("/healthz", self.healthz),
+            web.get("/readyz", self.readyz),
+            web.get("/metrics", self.metrics),
+        ]
+
+    # --- generation -------------------------------------------------------------------------------
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions."""
+        request_id = request[REQUEST_ID]
+        asked = read_chat(await self._guard.body(request), request_id)
+        output = asked.requests[0].output
+        logprobs = output.top_logprobs is not None
+        head = self._head(f"chatcmpl-{request_id}")
+        if not asked.stream:
+            whole = (await self._collect(asked))[0]
+            head = Head(id=head.id, created=head.created, model=whole.version)
+            answer = chat_completion(head, whole.parts, whole.usage, logprobs=logprobs)
+            return json_response(answer, headers=_ignored(asked.ignored))
+        chunks = ChatChunks(
+            head.id, head.created, output.n, logprobs=logprobs, usage=asked.include_usage
+        )
+        return await self._stream(request, asked, lambda _, event: chunks.turn(event), list)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/completions."""
+        request_id = request[REQUEST_ID]
+        asked = read_completion(await self._guard.body(request), request_id)
+        output = asked.requests[0].output
+        logprobs = output.top_logprobs is not None
+        head = self._head(f"cmpl-{request_id}")
+        if not asked.stream:
+            wholes = await self._collect(asked)
+            head = Head(id=head.id, created=head.created, model=wholes[0].version)
+            usage = wholes[0].usage
+            for whole in wholes[1:]:
+                usage = add_usage(usage, whole.usage)
+            parts = [part for whole in wholes for part in whole.parts]
+            answer = text_completion(head, parts, usage, logprobs=logprobs)
+            return json_response(answer, headers=_ignored(asked.ignored))
+        chunks = TextChunks(
+            head.id, head.created, output.n, logprobs=logprobs, usage=asked.include_usage
+        )
+        return await self._stream(request, asked, chunks.turn, chunks.last)
+
+    async def _collect(self, asked: Asked) -> list[Whole]:
+        wholes = [Whole(one.output.n) for one in asked.requests]
+
+        async def take(index: int, event: Event) -> None:
+            wholes[index].take(event)
+
+        await self._run(asked.requests, take)
+        return wholes
+
+    async def _stream(
+        self,
+        request: web.Request,
+        asked: Asked,
+        turn: Callable[[int, Event], list[JsonObject]],
+        last: Callable[[], list[JsonObject]],
+    ) -> web.StreamResponse:
+        """Stream the chunks; an error after the first one is the last event."""
+        headers = {"X-Request-Id": request[REQUEST_ID], **self._guard.cors(request)}
+        stream = EventStream(
+            request, {**headers, **_ignored(asked.ignored)}, self._settings.write_timeout_s
+        )
+
+        async def take(index: int, event: Event) -> None:
+            if isinstance(event, Progress):
+                await stream.open()
+            await stream.send(turn(index, event))
+
+        try:
+            await self._run(asked.requests, take)
+            await stream.send(last())
+            await stream.end()
+        except ClientTooSlow:
+            if not stream.opened:
+                raise
+        except ApplianceError as error:
+            if not stream.opened:
+                raise
+            await stream.fail(body_of(error))
+        except Exception:
+            if stream.opened:
+                await stream.fail(bug_body())
+            raise
+        return stream.response
+
+    async def _run(self, requests: tuple[GenerateRequest, ...], take: Sink) -> None:
+        """Feed `take` with every request's events; the first error ends all of them."""
+        await all_of(self._feed(index, request, take) for index, request in enumerate(requests))
+
+    async def _feed(self, index: int, request: GenerateRequest, take: Sink) -> None:
+        async with aclosing(self._service.generate(CLIENT, request)) as events:
+            async for event in events:
+                await take(index, event)
+
+    # --- the rest ---------------------------------------------------------------------------------
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/embeddings."""
+        asked = read_embeddings(await self._guard.body(request), request[REQUEST_ID])
+        result = await self._service.embed(CLIENT, asked.request)
+        if asked.dimensions is not None and asked.dimensions != result.size:
+            reason = f"must be {result.size}, the model's own, if it is given"
+            raise InvalidRequest(field="dimensions", reason=reason)
+        answer = embedding_list(result, as_base64=asked.base64)
+        return json_response(answer, headers=_ignored(asked.ignored))
+
+    async def models(self, _request: web.Request) -> web.StreamResponse:
+        """GET /v1/models."""
+        return json_response(model_list(self._service.models(CLIENT)))
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/models/{id}."""
+        name = request.match_info["name"]
+        return json_response(model_object(self._service.model(CLIENT, name), name))
+
+    async def healthz(self, _request: web.Request) -> web.StreamResponse:
+        """GET /healthz: this process answers."""
+        return json_response({"status": "ok"})
+
+    async def readyz(self, _request: web.Request) -> web.StreamResponse:
+        """GET /readyz: a model answers."""
+        if self._service.ready():
+            return json_response({"status": "ready"})
+        return json_response({"status": "not ready"}, status=503)
+
+    async def metrics(self, _request: web.Request) -> web.StreamResponse:
+        """GET /metrics."""
+        text = self._service.metrics_text(CLIENT)
+        return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
+
+    def _head(self, answer_id: str) -> Head:
+        return Head(id=answer_id, created=self._utc_ms() // _MS, model="")
+
+
+def _ignored(names: tuple[str, ...]) -> dict[str, str]:
+    return {_IGNORED: ", ".join(names)} if names else {}

@@ -1,0 +1,366 @@
+"""Talk to a running daemon over gRPC: the one client of all commands.
+
+What this room does: a connection; requests and events as values of `domain`; what is served; one
+typed failure for everything that can go wrong on the way.
+What it knows: the protos, and where a status keeps our error codes.
+What it never does: print, retry, or let a message of the wire out of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import grpc
+import grpc.aio
+import msgspec
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from appliance import domain
+from appliance.api.proto import inference_pb2 as pb
+from appliance.api.proto import inference_pb2_grpc, model_pb2, model_pb2_grpc
+from appliance.cli.exits import RETRY, CommandFailed, exit_code_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+ANSWER_BYTES_MAX = 256 * 1024 * 1024
+CALL_TIMEOUT_S = 30.0
+ERROR_DOMAIN = "appliance"
+
+_ROLES = {
+    "system": pb.Message.ROLE_SYSTEM,
+    "developer": pb.Message.ROLE_DEVELOPER,
+    "user": pb.Message.ROLE_USER,
+    "assistant": pb.Message.ROLE_ASSISTANT,
+    "tool": pb.Message.ROLE_TOOL,
+}
+_TOOL_MODES = {
+    domain.ToolChoiceMode.AUTO: pb.ToolChoice.MODE_AUTO,
+    domain.ToolChoiceMode.NONE: pb.ToolChoice.MODE_NONE,
+    domain.ToolChoiceMode.REQUIRED: pb.ToolChoice.MODE_REQUIRED,
+    domain.ToolChoiceMode.NAMED: pb.ToolChoice.MODE_NAMED,
+}
+_FINISH = {
+    pb.FINISH_REASON_STOP: domain.FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: domain.FinishReason.LENGTH,
+    pb.FINISH_REASON_TOOL_CALLS: domain.FinishReason.TOOL_CALLS,
+}
+
+
+_EventCall: TypeAlias = (
+    grpc.aio.UnaryStreamCall[pb.ChatStreamRequest, pb.ChatStreamResponse]
+    | grpc.aio.UnaryStreamCall[pb.GenerateStreamRequest, pb.GenerateStreamResponse]
+)
+
+
+class ServedFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine read from a file, as `ModelService` tells it."""
+
+    architecture: str
+    description: str
+    parameters_count: int
+    size_bytes: int
+    context_tokens: int
+    context_train_tokens: int
+    embedding_size: int
+    vocabulary_size: int
+    pooling: str
+    has_chat_template: bool
+    kv_bytes_per_token: int
+    sequences_max: int
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One loaded version, as `ModelService` tells it. `loading_ratio` is 0 to 1."""
+
+    name: str
+    version: str
+    digest: str
+    origin: str
+    role: str
+    state: str
+    loading_ratio: float
+    reason: str
+    running_count: int
+    waiting_count: int
+    worker_pid: int
+    worker_restarts: int
+    kv_cells_used: int
+    kv_cells_total: int
+    facts: ServedFacts | None
+
+    @property
+    def label(self) -> str:
+        """Name the version: model@version."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def embeds(self) -> bool:
+        """Tell whether it makes vectors instead of text; False while that is not known."""
+        return self.facts is not None and self.facts.pooling not in ("", "none")
+
+
+class CallFailed(CommandFailed):
+    """A call was refused or broke; `code` is the appliance's own, or the status's name."""
+
+    def __init__(self, code: str, sentence: str, exit_code: int) -> None:
+        super().__init__(f"{sentence} ({code})", exit_code)
+        self.code = code
+
+
+class Client:
+    """One connection to a daemon; an async context manager."""
+
+    def __init__(self, address: str) -> None:
+        """Prepare a connection to "unix:PATH" or "HOST:PORT"; nothing is sent yet."""
+        self._address = address
+        self._channel = grpc.aio.insecure_channel(
+            address,
+            options=(
+                ("grpc.max_receive_message_length", ANSWER_BYTES_MAX),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.default_authority", "localhost"),
+            ),
+        )
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._channel.close()
+
+    async def stream(self, request: domain.GenerateRequest) -> AsyncGenerator[domain.Event, None]:
+        """Send a request and yield its events; leaving early cancels it.
+
+        Raises:
+            CallFailed: it was refused, or the connection broke.
+        """
+        messages = self._call(request)
+        try:
+            with self._failures():
+                async for message in messages:
+                    for event in _events(message.event):
+                        yield event
+        finally:
+            messages.cancel()
+
+    def _call(self, request: domain.GenerateRequest) -> _EventCall:
+        if isinstance(request.prompt, domain.ChatPrompt):
+            chat = _chat_input(request, request.prompt)
+            return self._inference.ChatStream(pb.ChatStreamRequest(input=chat))
+        text = _generate_input(request)
+        return self._inference.GenerateStream(pb.GenerateStreamRequest(input=text))
+
+    async def embed(self, model: str, texts: Sequence[str], *, raw: bool) -> list[list[float]]:
+        """Turn texts into vectors, in order.
+
+        Raises:
+            CallFailed: it was refused, or the connection broke.
+        """
+        message = pb.EmbedRequest(
+            model=model, raw=raw, inputs=[pb.EmbedInput(text=text) for text in texts]
+        )
+        with self._failures():
+            answer = await self._inference.Embed(message)
+        return [list(embedding.values) for embedding in answer.embeddings]
+
+    async def models(self) -> tuple[ServedModel, ...]:
+        """List every loaded version.
+
+        Raises:
+            CallFailed: nobody answers within CALL_TIMEOUT_S, or it was refused.
+        """
+        with self._failures():
+            answer = await self._models.List(model_pb2.ListRequest(), timeout=CALL_TIMEOUT_S)
+        return tuple(_served(model) for model in answer.models)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error, self._address) from error
+
+
+def _failure(error: grpc.aio.AioRpcError, address: str) -> CallFailed:
+    """Read our own code from the details of a status; without one the connection is at fault."""
+    sentence = error.details() or "no reason was given"
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # as good as a Call
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+            return CallFailed(info.reason, sentence, exit_code_of(info.reason))
+    name = error.code().name
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        text = f"no appliance answers at {address}; is 'appliance serve' running?"
+        return CallFailed(name, text, RETRY)
+    return CallFailed(name, sentence, exit_code_of(name))
+
+
+# --- values → messages --------------------------------------------------------------------------
+
+
+def _generate_input(request: domain.GenerateRequest) -> pb.GenerateInput:
+    message = pb.GenerateInput(
+        request_id=request.request_id,
+        model=request.model,
+        sampling=_sampling(request.sampling),
+        stop=_stop(request.stop),
+        output=_output(request.output),
+        constraint=_constraint(request.constraint),
+    )
+    if isinstance(request.prompt, domain.TokenPrompt):
+        message.token_ids.ids.extend(request.prompt.token_ids)
+    elif isinstance(request.prompt, domain.TextPrompt):
+        message.text = request.prompt.text
+    return message
+
+
+def _chat_input(request: domain.GenerateRequest, prompt: domain.ChatPrompt) -> pb.ChatInput:
+    return pb.ChatInput(
+        request_id=request.request_id,
+        model=request.model,
+        messages=[_message(message) for message in prompt.messages],
+        tools=[
+            pb.Tool(name=tool.name, description=tool.description, parameters_json=tool.parameters)
+            for tool in prompt.tools
+        ],
+        tool_choice=pb.ToolChoice(
+            mode=_TOOL_MODES[prompt.tool_choice.mode], name=prompt.tool_choice.name
+        ),
+        sampling=_sampling(request.sampling),
+        stop=_stop(request.stop),
+        output=_output(request.output),
+        constraint=_constraint(request.constraint),
+    )
+
+
+def _message(message: domain.Message) -> pb.Message:
+    return pb.Message(
+        role=_ROLES[message.role],
+        content=message.content,
+        name=message.name,
+        tool_calls=[
+            pb.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments)
+            for call in message.tool_calls
+        ],
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _sampling(options: domain.SamplingOptions) -> pb.SamplingOptions:
+    """Send only what differs from the service's defaults, which are those of the value."""
+    default = domain.SamplingOptions()
+    changed = {
+        name: getattr(options, name)
+        for name in options.__struct_fields__
+        if getattr(options, name) != getattr(default, name)
+    }
+    return pb.SamplingOptions(**changed)
+
+
+def _stop(options: domain.StopOptions) -> pb.StopOptions:
+    return pb.StopOptions(
+        max_tokens=options.max_tokens,
+        strings=options.strings,
+        token_ids=options.token_ids,
+        ignore_eos=options.ignore_eos,
+    )
+
+
+def _output(options: domain.OutputOptions) -> pb.OutputOptions:
+    return pb.OutputOptions(n=options.n, top_logprobs=options.top_logprobs, echo=options.echo)
+
+
+def _constraint(constraint: domain.Constraint | None) -> pb.Constraint | None:
+    if constraint is None:
+        return None
+    kind = domain.ConstraintKind
+    if constraint.kind is kind.JSON_OBJECT:
+        return pb.Constraint(json_object=True)
+    if constraint.kind is kind.JSON_SCHEMA:
+        return pb.Constraint(json_schema=constraint.text)
+    if constraint.kind is kind.REGEX:
+        return pb.Constraint(regex=constraint.text)
+    texts = msgspec.json.decode(constraint.text, type=list[str])
+    return pb.Constraint(choices=pb.Choices(texts=texts))
+
+
+# --- messages → values --------------------------------------------------------------------------
+
+
+def _events(message: pb.StreamEvent) -> Iterator[domain.Event]:
+    kind = message.WhichOneof("event")
+    if kind == "accepted":
+        accepted = message.accepted
+        yield domain.Accepted(
+            request_id=domain.RequestId(accepted.request_id),
+            version=accepted.version,
+            seed=accepted.seed,
+            prompt_tokens=accepted.prompt_tokens,
+        )
+    elif kind == "progress":
+        yield domain.Progress(
+            prompt_tokens_done=message.progress.prompt_tokens_done,
+            prompt_tokens_total=message.progress.prompt_tokens_total,
+        )
+    elif kind == "delta":
+        yield from _deltas(message.delta)
+    elif kind == "final":
+        yield _final(message.final)
+
+
+def _deltas(delta: pb.Delta) -> Iterator[domain.Event]:
+    """Cut one delta of the wire into text, calls of tools and the end of its choice."""
+    if delta.text or delta.token_ids:
+        yield domain.Delta(choice=delta.choice, text=delta.text, token_ids=tuple(delta.token_ids))
+    for index, call in enumerate(delta.tool_calls):
+        made = domain.ToolCall(id=call.id, name=call.name, arguments=call.arguments_json)
+        yield domain.ToolCallMade(choice=delta.choice, index=index, call=made)
+    if delta.finish_reason in _FINISH:
+        yield domain.ChoiceEnd(choice=delta.choice, finish_reason=_FINISH[delta.finish_reason])
+
+
+def _final(final: pb.Final) -> domain.Final:
+    return domain.Final(
+        usage=domain.Usage(
+            prompt_tokens=final.usage.prompt_tokens,
+            completion_tokens=final.usage.completion_tokens,
+            cached_tokens=final.usage.cached_tokens,
+        ),
+        timings=domain.Timings(
+            queue_ms=final.timings.queue_ms,
+            first_token_ms=final.timings.first_token_ms,
+            total_ms=final.timings.total_ms,
+        ),
+        finish_reasons=tuple(_FINISH[reason] for reason in final.finish_reasons),
+    )
+
+
+def _served(model: model_pb2.Model) -> ServedModel:
+    own = {"role", "state", "facts"}
+    plain = {
+        name: getattr(model, name) for name in ServedModel.__struct_fields__ if name not in own
+    }
+    facts = None
+    if model.HasField("facts"):
+        facts = ServedFacts(
+            **{name: getattr(model.facts, name) for name in ServedFacts.__struct_fields__}
+        )
+    return ServedModel(
+        role=model_pb2.Role.Name(model.role).removeprefix("ROLE_").lower(),
+        state=model_pb2.VersionState.Name(model.state).removeprefix("VERSION_STATE_").lower(),
+        facts=facts,
+        **plain,
+    )

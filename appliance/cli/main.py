@@ -1,0 +1,86 @@
+"""Start a command: the list of verbs, and the one place where a command's end becomes an exit code.
+
+What this room does: load only the room of the verb that was asked for; turn every refusal into one
+line on standard error and a sysexits code.
+What it knows: where each verb lives.
+What it never does: import grpc or rich before a verb needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from appliance.cli import exits
+from appliance.errors import ApplianceError
+
+PROGRAM = "appliance"
+
+# verb → (room, attribute, what it does); one without a meaning is for our own processes
+VERBS: dict[str, tuple[str, str, str]] = {
+    "serve": ("serve", "serve", "Serve models in the foreground."),
+    "chat": ("talk", "chat", "Talk to a model."),
+    "generate": ("talk", "generate", "Continue a text."),
+    "embed": ("embed", "embed", "Turn texts into vectors."),
+    "status": ("status", "status", "Show what is served."),
+    "config": ("config_check", "config", "Check the configuration."),
+    "doctor": ("doctor", "doctor", "Look at this machine, and say what to mend."),
+    "demo": ("demo", "demo", "Start the demo model, ask it a few things, stop."),
+    "completion": ("completion", "completion", "Print the shell's completion script."),
+    "engine-facts": ("engine_facts", "engine_facts", ""),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's room when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """List the verbs in the order of the table."""
+        return [verb for verb, (_, _, meaning) in VERBS.items() if meaning]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load one verb."""
+        if cmd_name not in VERBS:
+            return super().get_command(ctx, cmd_name)
+        room, attribute, _ = VERBS[cmd_name]
+        command = getattr(importlib.import_module(f"appliance.cli.{room}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """List the verbs from the table, without importing their rooms."""
+        rows = [(verb, meaning) for verb, (_, _, meaning) in VERBS.items() if meaning]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="appliance", prog_name=PROGRAM)
+def cli() -> None:
+    """Serve GGUF language models on this machine, and talk to them."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    A refusal is one line on standard error, never a traceback; a bug of ours keeps its traceback.
+    """
+    try:
+        result = cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.UsageError as error:
+        error.show()
+        return exits.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return exits.INTERRUPTED
+    except click.ClickException as error:
+        failure = exits.CommandFailed(error.format_message(), exits.USAGE)
+    except ApplianceError as error:
+        failure = exits.failure_of(error)
+    except exits.CommandFailed as error:
+        failure = error
+    line = " ".join(failure.sentence.split())
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
+    return failure.exit_code

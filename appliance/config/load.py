@@ -1,0 +1,235 @@
+"""Read the configuration once, and refuse what is wrong in it.
+
+What this room does: reading TOML into the tree, naming the nearest known key for an unknown one,
+the relations between limits, and the effective values for `config check`.
+What it knows: the tree's own bounds are checked while it is built; what two values must hold
+together is checked here.
+What it never does: look at the environment, resolve a name, open a model, or change while running.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from appliance.config.tree import SECTIONS, Config, Engine, Section
+from appliance.errors import ConfigError
+
+CONFIG_BYTES_MAX = 1024 * 1024
+UNIX_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its closing zero
+PORT_MAX = 65_535
+
+
+def load(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
+    """Read and check the configuration; blocks for one small file.
+
+    Args:
+        path: the TOML file; None: the defaults alone.
+        overrides: values by dotted key ("engine.threads"), stronger than the file. "models" takes
+            a list of tables and replaces the file's.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with its dotted key.
+    """
+    tree = _read(path) if path is not None else {}
+    for key, value in (overrides or {}).items():
+        _override(tree, key, value)
+    _refuse_unknown(tree)
+    try:
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise _translated(error, tree) from error
+    for key, reason in _contradictions(config):
+        raise ConfigError(key=key, reason=reason)
+    return config
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Cut "engine.threads=2" into its dotted key and its TOML value; a bare word is a string.
+
+    Raises:
+        ConfigError: there is no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(key=text, reason="write it as KEY=VALUE")
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+    return key.strip(), parsed["value"]
+
+
+def effective(config: Config) -> str:
+    """Write every value in use as TOML that `load` reads back to an equal tree."""
+    lines: list[str] = []
+    for name in SECTIONS:
+        if name == "models":
+            continue
+        lines += [f"[{name}]", *_assignments(getattr(config, name)), ""]
+    for model in config.models:
+        lines += ["[[models]]", *_assignments(model), ""]
+    return "\n".join(lines)
+
+
+def toml_value(value: object) -> str:
+    """Write one value of the tree as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _assignments(section: Section) -> Iterator[str]:
+    for field in section.__struct_fields__:
+        yield f"{field} = {toml_value(getattr(section, field))}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(key=str(path), reason=error.strerror or "can't be read") from error
+    if len(data) > CONFIG_BYTES_MAX:
+        raise ConfigError(key=str(path), reason=f"is larger than {CONFIG_BYTES_MAX} bytes")
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(key=str(path), reason="is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(key=str(path), reason=str(error)) from error
+
+
+def _override(tree: dict[str, Any], key: str, value: object) -> None:
+    section, dot, name = key.partition(".")
+    if not dot:
+        tree[section] = value
+        return
+    table = tree.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(key=key, reason=f"'{section}' is not a table")
+    table[name] = value
+
+
+def _refuse_unknown(tree: dict[str, Any]) -> None:
+    for name, table in tree.items():
+        if name not in SECTIONS:
+            raise ConfigError(key=name, reason=_unknown(name, ""))
+        rows = table if isinstance(table, list) else [table]
+        for row in rows:
+            known = SECTIONS[name].__struct_fields__
+            for field in row if isinstance(row, dict) else ():
+                if field not in known:
+                    raise ConfigError(key=f"{name}.{field}", reason=_unknown(field, name))
+
+
+def _unknown(word: str, section: str) -> str:
+    """Name the nearest known key: of the same table first, then of any."""
+    tables = {name: name for name in SECTIONS}
+    here = (
+        {field: f"{section}.{field}" for field in SECTIONS[section].__struct_fields__}
+        if section
+        else tables
+    )
+    everywhere = tables | {
+        field: f"{name}.{field}"
+        for name, struct in SECTIONS.items()
+        for field in struct.__struct_fields__
+    }
+    for candidates in (here, everywhere):
+        near = difflib.get_close_matches(word, candidates, n=1)
+        if near:
+            return f"is not a key; did you mean '{candidates[near[0]]}'?"
+    return f"is not a key; known are {', '.join(sorted(here.values()))}"
+
+
+def _translated(error: msgspec.ValidationError, tree: dict[str, Any]) -> ConfigError:
+    """Turn "Expected `int` >= 1 - at `$.engine.batch_tokens`" into key, reason and value."""
+    text, _, place = str(error).partition(" - at `$")
+    key = place.rstrip("`").lstrip(".")
+    value: Any = tree
+    for part in re.findall(r"[^.\[\]]+", key):
+        value = value[int(part)] if isinstance(value, list) else value.get(part)
+    reason = text[:1].lower() + text[1:].replace("`", "")
+    missing = text.startswith("Object missing")
+    return ConfigError(key=key or "file", reason=reason if missing else f"{reason}, not {value!r}")
+
+
+def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield (key, reason) for each pair of values that can't both hold."""
+    yield from _address_contradictions(config)
+    yield from _engine_contradictions(config.engine)
+    limits, context = config.limits, config.engine.context_tokens
+    for model in config.models:
+        context = max(context, model.context_tokens)
+    if limits.queue_prompt_tokens < context:
+        yield (
+            "limits.queue_prompt_tokens",
+            f"is below the longest context ({context}): such a prompt could never wait",
+        )
+    for key, value in (
+        ("grpc.message_bytes_max", config.grpc.message_bytes_max),
+        ("rest.body_bytes_max", config.rest.body_bytes_max),
+    ):
+        if limits.prompt_bytes > value:
+            yield "limits.prompt_bytes", f"is above {key} ({value}): it could never arrive"
+    names = [model.name for model in config.models if model.name]
+    for name in names:
+        if names.count(name) > 1:
+            yield "models.name", f"'{name}' is given to {names.count(name)} files"
+
+
+def _engine_contradictions(engine: Engine) -> Iterator[tuple[str, str]]:
+    for low, high in (
+        ("step_ms_while_streaming", "step_ms_max"),
+        ("restart_backoff_ms", "restart_backoff_ms_max"),
+        ("sequences_max", "batch_tokens"),
+        ("output_reserve_tokens", "context_tokens"),
+    ):
+        if getattr(engine, low) > getattr(engine, high):
+            yield f"engine.{low}", f"is above engine.{high} ({getattr(engine, high)})"
+    if engine.cells_total:
+        for low in ("batch_tokens", "context_tokens"):
+            if getattr(engine, low) > engine.cells_total:
+                yield f"engine.{low}", f"is above engine.cells_total ({engine.cells_total})"
+
+
+def _address_contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    for key, address in (("grpc.tcp", config.grpc.tcp), ("rest.tcp", config.rest.tcp)):
+        if address and not is_loopback(address):
+            yield key, f"must be HOST:PORT on a loopback address, not {address!r}"
+    if config.grpc.tcp and config.grpc.tcp == config.rest.tcp:
+        yield "grpc.tcp", f"is the address of rest.tcp too ({config.rest.tcp})"
+    socket = Path(config.server.runtime_dir) / config.grpc.unix_path
+    if len(str(socket).encode()) > UNIX_PATH_BYTES_MAX:
+        yield "grpc.unix_path", f"'{socket}' is longer than {UNIX_PATH_BYTES_MAX} bytes"
+    if config.rest.tcp and not config.rest.allowed_hosts:
+        yield "rest.allowed_hosts", "is empty: every request would be refused"
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether "HOST:PORT" ("[::1]:PORT" for IPv6) is a loopback address with a port 1-65535.
+
+    Port 0 (any free port) counts too. Names are not resolved: only "localhost" is known.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or re.fullmatch(r"[0-9]{1,5}", port) is None or int(port) > PORT_MAX:
+        return False
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,337 @@
+"""Hold the configuration as one frozen tree: every key, its default, its unit and its bounds.
+
+What this room does: the tables of the file as structs; a key's description, unit and bounds stand
+in its annotation, so that there is one place to change.
+What it knows: `configs/appliance.toml` and `docs/reference/config.md` are written from this tree
+by `tools/config_reference.py`; tests hold them equal.
+What it never does: read anything, or know how two values relate (see `load`).
+
+Zero means "choose for me" wherever a description says so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, dataclass_transform, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+_DAY_S = 86_400.0
+_GIB = 1024**3
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of every table of the file."""
+
+
+class Server(Section):
+    """The daemon itself. Paths may be relative to the working directory."""
+
+    state_dir: Annotated[
+        str, Meta(min_length=1, description="Directory of what must survive: databases, keys.")
+    ] = "/var/lib/appliance"
+    runtime_dir: Annotated[
+        str, Meta(min_length=1, description="Directory of what a boot may clear: the socket.")
+    ] = "/run/appliance"
+    drain_s: Annotated[
+        float,
+        Meta(
+            ge=0, le=3600, description="How long running requests may finish after SIGTERM, in s."
+        ),
+    ] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Least severity that is logged: debug, info, warning or error."),
+    ] = "info"
+
+
+class Grpc(Section):
+    """The gRPC listeners: a Unix socket always, loopback TCP if asked for."""
+
+    unix_path: Annotated[
+        str, Meta(min_length=1, description="Path of the Unix socket, relative to runtime_dir.")
+    ] = "grpc.sock"
+    tcp: Annotated[
+        str, Meta(description="Loopback address 'HOST:PORT' to listen on as well; empty: none.")
+    ] = ""
+    message_bytes_max: Annotated[
+        int, Meta(ge=65_536, le=_GIB, description="Largest message received, in bytes.")
+    ] = 16 * 1024 * 1024
+    calls_max: Annotated[
+        int, Meta(ge=1, le=65_536, description="Calls at the same time; more are refused.")
+    ] = 512
+    reflection: Annotated[
+        bool, Meta(description="Whether clients may ask the server for its services.")
+    ] = True
+
+
+class Rest(Section):
+    """The OpenAI-compatible listener and the health and metrics pages."""
+
+    tcp: Annotated[
+        str, Meta(description="Loopback address 'HOST:PORT' to listen on; empty: no REST.")
+    ] = "127.0.0.1:8321"
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, description="Host names a request may be addressed to, without port."),
+    ] = ("localhost", "127.0.0.1", "[::1]")
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, description="Origins whose web pages may call, e.g. 'http://a:8080'."),
+    ] = ()
+    body_bytes_max: Annotated[
+        int, Meta(ge=65_536, le=_GIB, description="Largest request body, in bytes.")
+    ] = 16 * 1024 * 1024
+    connections_max: Annotated[
+        int, Meta(ge=1, le=65_536, description="Connections at the same time.")
+    ] = 512
+    head_timeout_s: Annotated[
+        float, Meta(gt=0, le=600, description="How long a client may take for its headers, in s.")
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="How long a client may take for its body, in s.")
+    ] = 30.0
+    write_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="How long one write to a client may block, in s.")
+    ] = 30.0
+
+
+class Model(Section):
+    """One file to serve. Repeat the table for each file."""
+
+    path: Annotated[str, Meta(min_length=1, description="The GGUF file.")]
+    name: Annotated[
+        str,
+        Meta(
+            max_length=128,
+            pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+            description="Name clients use; empty: the file's own general.name, else its file name.",
+        ),
+    ] = ""
+    context_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=16_777_216,
+            description=(
+                "Longest prompt and output together, in tokens; 0: the smaller of the context "
+                "the model was trained with and engine.context_tokens."
+            ),
+        ),
+    ] = 0
+    gpu_layers: Annotated[
+        int, Meta(ge=-1, le=4096, description="Layers on the GPU; -1: as many as fit.")
+    ] = -1
+    embedding: Annotated[
+        bool, Meta(description="Whether the file is an embedding model, not a generating one.")
+    ] = False
+
+
+class Engine(Section):
+    """How workers run. A step is one decode call over the tokens of many requests."""
+
+    context_tokens: Annotated[
+        int,
+        Meta(ge=64, le=16_777_216, description="Longest prompt and output together, in tokens."),
+    ] = 8192
+    cells_total: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**31 - 1,
+            description=(
+                "KV cells shared by all requests of a model, in tokens; 0: four times the "
+                "model's context, as far as memory goes."
+            ),
+        ),
+    ] = 0
+    sequences_max: Annotated[
+        int, Meta(ge=1, le=256, description="Sequences decoded together by one worker.")
+    ] = 64
+    batch_tokens: Annotated[
+        int, Meta(ge=16, le=65_536, description="Most tokens in one step, prompts and outputs.")
+    ] = 512
+    threads: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1024,
+            description=(
+                "Threads of all workers together; 0: one for each core the process may use."
+            ),
+        ),
+    ] = 0
+    step_ms_while_streaming: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=60_000,
+            description="Longest step that a prompt may cause while other streams run, in ms.",
+        ),
+    ] = 300.0
+    step_ms_max: Annotated[
+        float, Meta(ge=1, le=60_000, description="Longest step at all, in ms.")
+    ] = 1000.0
+    output_reserve_tokens: Annotated[
+        int,
+        Meta(ge=1, le=65_536, description="KV cells kept for a request's output at admission."),
+    ] = 128
+    ack_window_steps: Annotated[
+        int,
+        Meta(
+            ge=1, le=1024, description="Steps a worker may be ahead of the daemon before it waits."
+        ),
+    ] = 16
+    load_timeout_s: Annotated[
+        float, Meta(gt=0, le=_DAY_S, description="How long loading a file may take, in s.")
+    ] = 600.0
+    hello_timeout_s: Annotated[
+        float, Meta(gt=0, le=600, description="How long a new process may take to answer, in s.")
+    ] = 30.0
+    stall_floor_s: Annotated[
+        float,
+        Meta(
+            gt=0, le=3600, description="Least time without a step before a worker is killed, in s."
+        ),
+    ] = 10.0
+    stall_factor: Annotated[
+        float,
+        Meta(
+            ge=2,
+            le=1000,
+            description="Times the expected step after which a worker counts as hung.",
+        ),
+    ] = 20.0
+    stop_wait_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=60,
+            description="Wait after each rung when a process is ended: close, SIGTERM, SIGKILL.",
+        ),
+    ] = 2.0
+    restart_backoff_ms: Annotated[
+        float, Meta(ge=0, le=600_000, description="Wait before the first restart, in ms; doubles.")
+    ] = 100.0
+    restart_backoff_ms_max: Annotated[
+        float, Meta(ge=0, le=600_000, description="Longest wait before a restart, in ms.")
+    ] = 15_000.0
+    restarts_max: Annotated[
+        int,
+        Meta(ge=0, le=1000, description="Restarts within restarts_window_s; then the model fails."),
+    ] = 5
+    restarts_window_s: Annotated[
+        float, Meta(gt=0, le=_DAY_S, description="Window in which restarts are counted, in s.")
+    ] = 600.0
+    replays_max: Annotated[
+        int,
+        Meta(ge=0, le=1000, description="Times one request may be replayed after worker losses."),
+    ] = 5
+    memory_reserve_bytes: Annotated[
+        int,
+        Meta(
+            ge=0, le=1024 * _GIB, description="Memory left free when a model is loaded, in bytes."
+        ),
+    ] = 256 * 1024 * 1024
+
+
+class Limits(Section):
+    """Bounds on what clients may ask and on what waits for them."""
+
+    queue_requests: Annotated[
+        int, Meta(ge=1, le=65_536, description="Requests waiting for one model.")
+    ] = 256
+    queue_prompt_tokens: Annotated[
+        int, Meta(ge=64, le=2**31 - 1, description="Prompt tokens waiting for one model.")
+    ] = 262_144
+    stream_events: Annotated[
+        int, Meta(ge=64, le=65_536, description="Events a slow reader may leave unread.")
+    ] = 1024
+    prompt_bytes: Annotated[
+        int, Meta(ge=1024, le=_GIB, description="Largest prompt as text, in bytes.")
+    ] = 8 * 1024 * 1024
+    embed_inputs: Annotated[
+        int, Meta(ge=1, le=65_536, description="Inputs of one embedding request.")
+    ] = 2048
+    request_s: Annotated[
+        float, Meta(gt=0, le=_DAY_S, description="Longest life of a request, queue included, in s.")
+    ] = 3600.0
+    text_process_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0, le=600, description="How long rendering and tokenising one prompt may take, in s."
+        ),
+    ] = 10.0
+    text_process_memory_bytes: Annotated[
+        int,
+        Meta(
+            ge=256 * 1024 * 1024,
+            le=1024 * _GIB,
+            description="Memory of the process that renders and tokenises, in bytes.",
+        ),
+    ] = 2 * _GIB
+    messages: Annotated[int, Meta(ge=1, le=65_536, description="Messages of one chat.")] = 1024
+    tools: Annotated[int, Meta(ge=0, le=4096, description="Tools offered to one chat.")] = 128
+    constraint_bytes: Annotated[
+        int, Meta(ge=64, le=_GIB, description="Largest schema or expression, in bytes.")
+    ] = 65_536
+    metric_series: Annotated[
+        int,
+        Meta(
+            ge=16, le=65_536, description="Series kept for one metric; samples beyond are counted."
+        ),
+    ] = 512
+
+
+class Store(Section):
+    """The local databases. Their failure never stops serving; what is then lost is counted."""
+
+    queue_intents: Annotated[
+        int, Meta(ge=16, le=65_536, description="Writes waiting for one database.")
+    ] = 1024
+    busy_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=60, description="How long a write waits for a lock held by others, in s."),
+    ] = 5.0
+    reopen_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Least time between attempts to open a database, in s."),
+    ] = 10.0
+    audit_pending: Annotated[
+        int, Meta(ge=16, le=1_000_000, description="Audit records waiting to be written.")
+    ] = 4096
+    audit_records_max: Annotated[
+        int,
+        Meta(ge=1000, le=2**53, description="Audit records kept; the oldest tenth goes first."),
+    ] = 1_000_000
+
+
+class Config(Section):
+    """The whole tree."""
+
+    server: Server = Server()
+    grpc: Grpc = Grpc()
+    rest: Rest = Rest()
+    engine: Engine = Engine()
+    limits: Limits = Limits()
+    store: Store = Store()
+    models: Annotated[tuple[Model, ...], Meta(max_length=64)] = ()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "server": Server,
+    "grpc": Grpc,
+    "rest": Rest,
+    "engine": Engine,
+    "limits": Limits,
+    "store": Store,
+    "models": Model,
+}
+
+
+def describe(section: type[Section], field: str) -> Meta:
+    """Read a key's description and bounds, for the reference page and the commented file."""
+    hint = get_type_hints(section, include_extras=True)[field]
+    found: Meta = hint.__metadata__[0]
+    return found

@@ -1,0 +1,312 @@
+"""Name every way the appliance refuses or fails, once, with typed fields.
+
+What this room does: the tree of `ApplianceError`; a stable code and whether a retry can help, per
+concrete class; the way an error crosses a process boundary (`to_wire`, `from_wire`).
+What it knows: nothing but the words of the domain.
+What it never does: know an HTTP or gRPC status (each transport has its own table), log, or format
+for a person beyond one plain sentence.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeAlias
+
+FieldValue: TypeAlias = str | int | float | bool | None
+
+
+class ApplianceError(Exception):
+    """The root. Never raised itself: raise a concrete class, with its fields as keywords."""
+
+    code: ClassVar[str] = ""
+    retryable: ClassVar[bool] = False
+    sentence: ClassVar[str] = ""
+
+    def __init__(self, **fields: FieldValue) -> None:
+        """Keep the fields; `sentence` is filled from them when the error is shown."""
+        assert self.code, f"{type(self).__name__} is abstract"
+        self.fields: dict[str, FieldValue] = fields
+        super().__init__(self.sentence.format_map(_Missing(fields)))
+
+    @property
+    def message(self) -> str:
+        """Say what happened, in one sentence that names the field and the limit."""
+        return str(self)
+
+
+class _Missing(dict[str, FieldValue]):
+    """A mapping in which an absent field reads as '?', so that showing an error never fails."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+# --- the request is wrong: sending it again unchanged fails again --------------------------------
+
+
+class RequestError(ApplianceError):
+    """The request can't be served as it stands."""
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, of the wrong type, out of range or in contradiction to another one."""
+
+    code = "INVALID_REQUEST"
+    sentence = "{field}: {reason}"
+
+    def __init__(self, *, field: str, reason: str) -> None:
+        super().__init__(field=field, reason=reason)
+        self.field = field
+        self.reason = reason
+
+
+class ModelNotServed(RequestError):
+    """No version of that model is served here."""
+
+    code = "MODEL_NOT_SERVED"
+    sentence = "the model '{model}' is not served here"
+
+    def __init__(self, *, model: str) -> None:
+        super().__init__(model=model)
+        self.model = model
+
+
+class ContextTooLong(RequestError):
+    """The prompt, with room for one token at least, does not fit into the context."""
+
+    code = "CONTEXT_TOO_LONG"
+    sentence = (
+        "the prompt has {prompt_tokens} tokens; with the output the limit is {limit_tokens} tokens"
+    )
+
+    def __init__(self, *, prompt_tokens: int, limit_tokens: int) -> None:
+        super().__init__(prompt_tokens=prompt_tokens, limit_tokens=limit_tokens)
+        self.prompt_tokens = prompt_tokens
+        self.limit_tokens = limit_tokens
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than the configured limit."""
+
+    code = "BODY_TOO_LARGE"
+    sentence = "the body is larger than the limit of {limit_bytes} bytes"
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        super().__init__(limit_bytes=limit_bytes)
+        self.limit_bytes = limit_bytes
+
+
+class SchemaUnsupported(RequestError):
+    """A constraint on the output can't be honoured; it is refused, never ignored."""
+
+    code = "SCHEMA_UNSUPPORTED"
+    sentence = "{field}: {reason}"
+
+    def __init__(self, *, field: str, reason: str) -> None:
+        super().__init__(field=field, reason=reason)
+        self.field = field
+        self.reason = reason
+
+
+class RequestUnsafe(RequestError):
+    """This request ended its worker twice and is not tried a third time."""
+
+    code = "REQUEST_UNSAFE"
+    sentence = "this request ended its worker process {worker_losses} times and is not tried again"
+
+    def __init__(self, *, worker_losses: int) -> None:
+        super().__init__(worker_losses=worker_losses)
+        self.worker_losses = worker_losses
+
+
+class RequestCancelled(RequestError):
+    """The request was cancelled by CancelRequest or by the client going away."""
+
+    code = "REQUEST_CANCELLED"
+    sentence = "the request was cancelled"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+# --- the client may not -------------------------------------------------------------------------
+
+
+class AccessError(ApplianceError):
+    """The client is unknown, or may not do this."""
+
+
+class Unauthenticated(AccessError):
+    """No credential, or one that is not valid."""
+
+    code = "UNAUTHENTICATED"
+    sentence = "a valid credential is needed"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class PermissionDenied(AccessError):
+    """The client is known and may not do this to that object."""
+
+    code = "PERMISSION_DENIED"
+    sentence = "'{client}' may not {verb} '{object}'"
+
+    def __init__(self, *, client: str, verb: str, object: str) -> None:  # noqa: A002 - the field's name
+        super().__init__(client=client, verb=verb, object=object)
+
+
+class HostNotAllowed(AccessError):
+    """The Host or Origin header names a host that is not on the allow-list (DNS rebinding)."""
+
+    code = "HOST_NOT_ALLOWED"
+    sentence = "{header}: '{value}' is not on the allow-list"
+
+    def __init__(self, *, header: str, value: str) -> None:
+        super().__init__(header=header, value=value)
+
+
+# --- not now ------------------------------------------------------------------------------------
+
+
+class Overloaded(ApplianceError):
+    """The appliance is healthy and can't take or finish this request now."""
+
+
+class QueueFull(Overloaded):
+    """A bound on waiting requests or waiting prompt tokens is reached."""
+
+    code = "QUEUE_FULL"
+    retryable = True
+    sentence = "the queue is full: {bound} is {limit}; try again in {retry_after_s:.1f} s"
+
+    def __init__(self, *, bound: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(bound=bound, limit=limit, retry_after_s=retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(Overloaded):
+    """The deadline passed (phase: 'queue' or 'generation')."""
+
+    code = "DEADLINE_EXCEEDED"
+    sentence = "the deadline passed during {phase}"
+
+    def __init__(self, *, phase: str) -> None:
+        super().__init__(phase=phase)
+        self.phase = phase
+
+
+class Draining(Overloaded):
+    """The daemon is stopping and admits nothing more."""
+
+    code = "DRAINING"
+    retryable = True
+    sentence = "the appliance is shutting down"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class ClientTooSlow(Overloaded):
+    """The client read its stream more slowly than the configured buffer allows."""
+
+    code = "CLIENT_TOO_SLOW"
+    sentence = "the stream was not read: more than {limit_events} events were waiting"
+
+    def __init__(self, *, limit_events: int) -> None:
+        super().__init__(limit_events=limit_events)
+
+
+# --- the engine ---------------------------------------------------------------------------------
+
+
+class EngineError(ApplianceError):
+    """A worker or its model failed."""
+
+
+class ModelUnloadable(EngineError):
+    """The file can't be served: missing, truncated, not a GGUF, too big, of an unknown kind."""
+
+    code = "MODEL_UNLOADABLE"
+    sentence = "{path}: {reason}"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        super().__init__(path=path, reason=reason)
+        self.path = path
+        self.reason = reason
+
+
+class ModelNotReady(EngineError):
+    """The model is served here and is loading or being restarted."""
+
+    code = "MODEL_NOT_READY"
+    retryable = True
+    sentence = "the model '{model}' is {state}; try again in {retry_after_s:.1f} s"
+
+    def __init__(self, *, model: str, state: str, retry_after_s: float) -> None:
+        super().__init__(model=model, state=state, retry_after_s=retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class WorkerLost(EngineError):
+    """The worker ended and the request could not be replayed within the configured bounds."""
+
+    code = "WORKER_LOST"
+    retryable = True
+    sentence = "the worker process ended ({cause}) after {tokens_sent} tokens were sent"
+
+    def __init__(self, *, cause: str, tokens_sent: int) -> None:
+        super().__init__(cause=cause, tokens_sent=tokens_sent)
+
+
+class DecodeFailed(EngineError):
+    """The engine could not evaluate this request although it alone was tried."""
+
+    code = "DECODE_FAILED"
+    sentence = "the engine failed: {reason}"
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(reason=reason)
+        self.reason = reason
+
+
+# --- the house ----------------------------------------------------------------------------------
+
+
+class StoreError(ApplianceError):
+    """A local database can't be opened, migrated or written."""
+
+    code = "STORE"
+    sentence = "{database}: {reason}"
+
+    def __init__(self, *, database: str, reason: str) -> None:
+        super().__init__(database=database, reason=reason)
+
+
+class ConfigError(ApplianceError):
+    """The configuration is not valid; names the key, the reason and the nearest known key."""
+
+    code = "CONFIG"
+    sentence = "{key}: {reason}"
+
+    def __init__(self, *, key: str, reason: str) -> None:
+        super().__init__(key=key, reason=reason)
+        self.key = key
+        self.reason = reason
+
+
+def concrete_classes() -> tuple[type[ApplianceError], ...]:
+    """List every class that can be raised, in the order of this file."""
+    found: list[type[ApplianceError]] = []
+    pending = list(reversed(ApplianceError.__subclasses__()))
+    while pending:
+        cls = pending.pop()
+        pending.extend(reversed(cls.__subclasses__()))
+        if cls.code:
+            found.append(cls)
+    return tuple(found)
+
+
+def from_wire(code: str, fields: dict[str, FieldValue]) -> ApplianceError:
+    """Rebuild an error that another of our processes sent as (code, fields)."""
+    by_code = {cls.code: cls for cls in concrete_classes()}
+    return by_code[code](**fields)

@@ -1,0 +1,1 @@
+"""Measure what the appliance does, and hold the measurements for those who ask."""

@@ -1,0 +1,158 @@
+"""Name every metric once: its kind, unit, labels, buckets and what it means.
+
+What this room does: the table that `metrics` keeps series for and that the reference is made of.
+What it knows: OpenTelemetry's GenAI names where they exist, written the way Prometheus writes
+them; buckets extended at the top, because a CPU is slower than the clusters they were chosen for.
+What it never does: hold a value.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Kind(enum.Enum):
+    """How values of a family add up."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One metric: its name (with the unit last), and what its values mean."""
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert ":" not in self.name
+        assert (self.kind is Kind.COUNTER) == self.name.endswith("_total"), self.name
+        assert (self.kind is Kind.HISTOGRAM) == bool(self.buckets), self.name
+        assert list(self.buckets) == sorted(set(self.buckets)), self.name
+
+
+_FIRST_TOKEN_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
+)
+_PER_TOKEN_S = (
+    *(0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 10.0),
+)
+_DURATION_S = (*(0.01 * 2**power for power in range(14)), 160.0, 320.0, 640.0)
+_STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
+
+
+def _counter(name: str, unit: str, meaning: str, *labels: str) -> Family:
+    return Family(name=name, kind=Kind.COUNTER, unit=unit, help=meaning, labels=labels)
+
+
+def _gauge(name: str, unit: str, meaning: str, *labels: str) -> Family:
+    return Family(name=name, kind=Kind.GAUGE, unit=unit, help=meaning, labels=labels)
+
+
+def _seconds(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Family:
+    return Family(
+        name=name, kind=Kind.HISTOGRAM, unit="s", help=meaning, labels=labels, buckets=buckets
+    )
+
+
+FAMILIES: tuple[Family, ...] = (
+    _seconds(
+        "gen_ai_server_time_to_first_token_seconds",
+        "From the arrival of a request to its first token, queue and tokenising included.",
+        _FIRST_TOKEN_S,
+        "operation",
+        "model",
+    ),
+    _seconds(
+        "gen_ai_server_time_per_output_token_seconds",
+        "Mean time between the tokens of one request after its first one.",
+        _PER_TOKEN_S,
+        "operation",
+        "model",
+    ),
+    _seconds(
+        "gen_ai_server_request_duration_seconds",
+        "From the arrival of a request to its end, whichever way it ended.",
+        _DURATION_S,
+        "operation",
+        "model",
+    ),
+    _seconds(
+        "appliance_request_queue_seconds",
+        "From the arrival of a request to the step that took its first prompt token.",
+        _FIRST_TOKEN_S,
+        "operation",
+        "model",
+    ),
+    _seconds(
+        "appliance_step_seconds",
+        "Duration of one engine step that evaluated tokens.",
+        _STEP_S,
+        "model",
+    ),
+    _counter(
+        "appliance_tokens_total",
+        "tokens",
+        "Tokens of requests by type: input (prompt), output (drawn), cached (of the prompt).",
+        "operation",
+        "model",
+        "type",
+    ),
+    _counter(
+        "appliance_engine_tokens_total",
+        "tokens",
+        "Tokens the engine evaluated, by phase: prefill or decode; replayed ones count again.",
+        "model",
+        "phase",
+    ),
+    _counter(
+        "appliance_requests_total",
+        "requests",
+        "Requests that ended, by how: the finish reason of one that ended well, else the code.",
+        "operation",
+        "finish_reason",
+        "code",
+    ),
+    _gauge("appliance_requests_running", "requests", "Requests being generated now.", "model"),
+    _gauge("appliance_requests_waiting", "requests", "Requests waiting for room.", "model"),
+    _gauge("appliance_sequences_used", "sequences", "Sequences that hold KV cells.", "model"),
+    _gauge("appliance_kv_cells_used", "cells", "KV cells that are held.", "model"),
+    _gauge("appliance_kv_cells_capacity", "cells", "KV cells there are.", "model"),
+    _gauge(
+        "appliance_kv_cache_usage_ratio", "ratio", "KV cells held, of those there are.", "model"
+    ),
+    _counter(
+        "appliance_preemptions_total",
+        "preemptions",
+        "Requests put back into the queue because KV cells ran out.",
+        "model",
+    ),
+    _counter(
+        "appliance_worker_restarts_total",
+        "restarts",
+        "Worker processes that ended without being asked to, by cause.",
+        "model",
+        "cause",
+    ),
+    _counter(
+        "appliance_metric_samples_refused_total",
+        "samples",
+        "Samples left out because their metric already has as many series as are allowed.",
+        "metric",
+    ),
+    _gauge("appliance_build_info", "info", "Always 1; the versions are in the labels.", "version"),
+    _counter("process_cpu_seconds_total", "s", "CPU time of the daemon itself."),
+    _gauge("process_resident_memory_bytes", "bytes", "Resident memory of the daemon itself."),
+    _gauge("process_open_fds", "files", "File descriptors the daemon has open."),
+    _gauge("process_max_fds", "files", "File descriptors the daemon may have open."),
+    _gauge("process_start_time_seconds", "s", "When the daemon started, in seconds since 1970."),
+)

@@ -1,0 +1,57 @@
+"""Bound what waits for a worker, and say when it is worth asking again.
+
+What this room does: refuses a request that would wait beyond a bound; measures the pace at which
+waiting requests start.
+What it knows: counts, tokens and times, all as arguments.
+What it never does: keep the queue itself.
+"""
+
+from __future__ import annotations
+
+from appliance.config import Limits
+from appliance.errors import QueueFull
+
+RETRY_AFTER_S_MIN = 0.5
+RETRY_AFTER_S_MAX = 60.0
+_INTERVAL_MS_FIRST = 1000.0  # before anything is measured
+_WEIGHT = 0.1
+
+
+class Admission:
+    """The door to one worker's queue."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Take the bounds."""
+        self._limits = limits
+        self._interval_ms = _INTERVAL_MS_FIRST
+        self._last_start_ms: float | None = None
+
+    def check(self, waiting: int, waiting_tokens: int, prompt_tokens: int) -> None:
+        """Let one more request wait, or refuse it.
+
+        A single prompt over the bound on tokens is let in when nothing else waits: the context
+        bounds it already.
+
+        Raises:
+            QueueFull: names the bound, its limit, and when to ask again.
+        """
+        limits = self._limits
+        if waiting >= limits.queue_requests:
+            self._refuse("queue_requests", limits.queue_requests, waiting)
+        if waiting and waiting_tokens + prompt_tokens > limits.queue_prompt_tokens:
+            self._refuse("queue_prompt_tokens", limits.queue_prompt_tokens, waiting)
+
+    def started(self, now_ms: float, *, others_wait: bool) -> None:
+        """Note that a request has started; the pace counts only while others wait."""
+        if self._last_start_ms is not None and others_wait:
+            interval_ms = now_ms - self._last_start_ms
+            self._interval_ms += _WEIGHT * (interval_ms - self._interval_ms)
+        self._last_start_ms = now_ms
+
+    def retry_after_s(self, waiting: int) -> float:
+        """Guess from the measured pace when a quarter of the queue has gone."""
+        guess_s = self._interval_ms / 1000 * max(1, waiting // 4)
+        return min(max(guess_s, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
+
+    def _refuse(self, bound: str, limit: int, waiting: int) -> None:
+        raise QueueFull(bound=bound, limit=limit, retry_after_s=self.retry_after_s(waiting))

@@ -1,0 +1,387 @@
+"""Turn messages into a prompt by the model's own template, and tool calls out of the text again.
+
+What this room does: renders a chat template in a sandbox; keeps what clients wrote from being
+taken for the template's control tokens; knows the syntaxes of tool calls: how to see which one a
+template uses, how to demand a call, and how to read calls while the text streams.
+What it knows: the variables and filters that templates in GGUF files expect.
+What it never does: tokenise, or trust a template to end (the process it runs in is killable).
+
+The theory of the guard. A template writes control tokens as text (`<|im_end|>`), and so could a
+client, to end its turn and speak as somebody else. So every control token's text in what clients
+wrote is replaced by one private-use character before rendering, and after it the prompt is cut at
+these characters: they stand for text that is tokenised without control tokens, while everything
+between is tokenised together, as the model has seen it in training. The end of a client's string
+is guarded too where it could be the beginning of a control token.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, TypeAlias
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from appliance.domain import ChatPrompt, Constraint, ConstraintKind, Message, Tool, ToolCall
+from appliance.domain import ToolChoiceMode as Mode
+from appliance.errors import InvalidRequest
+
+TEMPLATE_CHARS_MAX = 1024 * 1024
+HERMES = "hermes"  # <tool_call>{"name": ..., "arguments": {...}}</tool_call>
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_CALL_CHARS_MAX = 1024 * 1024
+_REASON_CHARS_MAX = 500
+_PRIVATE_FIRST, _PRIVATE_LAST = 0xF0000, 0x10FFFD
+_PRIVATE = f"[{chr(_PRIVATE_FIRST)}-{chr(_PRIVATE_LAST)}]"
+_WHITESPACE = r"[ \n\t]{1,24}"  # between JSON tokens; unbounded, a model may go on for ever
+
+Json: TypeAlias = Any  # what json.loads gives; it goes into the template as it is
+
+
+# --- the guard ----------------------------------------------------------------------------------
+
+
+class Guard:
+    """Keep the texts of one request from being taken for control tokens. Made for one rendering."""
+
+    def __init__(self, control_texts: Iterable[str]) -> None:
+        """Guard against these texts."""
+        texts = sorted({text for text in control_texts if text}, key=len, reverse=True)
+        heads = "".join(re.escape(char) for char in sorted({text[0] for text in texts}))
+        choices = "|".join(re.escape(text) for text in texts)
+        # The look-ahead at the first character makes the search fast where there is none.
+        control = f"(?=[{heads}])(?:{choices})|" if texts else ""
+        self._pattern = re.compile(control + _PRIVATE)
+        self._heads = {text[:size] for text in texts for size in range(1, len(text))}
+        self._head_chars_max = max((len(text) - 1 for text in texts), default=0)
+        self._marks: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+
+    def hide(self, value: Json) -> Json:
+        """Replace what must be guarded in a text, or in every text of a JSON value."""
+        if isinstance(value, str):
+            return self._hide_text(value)
+        if isinstance(value, list):
+            return [self.hide(item) for item in value]
+        if isinstance(value, dict):
+            return {self._hide_text(key): self.hide(item) for key, item in value.items()}
+        return value
+
+    def cut(self, rendered: str) -> Iterator[tuple[str, bool]]:
+        """Cut a rendered prompt into (text, plain): plain text holds no control tokens."""
+        begin = 0
+        for match in re.finditer(_PRIVATE, rendered):
+            text = self._texts.get(match.group())
+            if text is None:
+                continue  # the template's own
+            if begin < match.start():
+                yield rendered[begin : match.start()], False
+            yield text, True
+            begin = match.end()
+        if begin < len(rendered):
+            yield rendered[begin:], False
+
+    def _hide_text(self, text: str) -> str:
+        tail = ""
+        for size in range(min(self._head_chars_max, len(text)), 0, -1):
+            if text[-size:] in self._heads:
+                text, tail = text[:-size], self._mark(text[-size:])
+                break
+        return self._pattern.sub(lambda match: self._mark(match.group()), text) + tail
+
+    def _mark(self, text: str) -> str:
+        mark = self._marks.get(text)
+        if mark is None:
+            code = _PRIVATE_FIRST + len(self._marks)
+            if code > _PRIVATE_LAST:
+                raise InvalidRequest(field="messages", reason="holds too many private characters")
+            mark = self._marks[text] = chr(code)
+            self._texts[mark] = text
+        return mark
+
+
+# --- the template -------------------------------------------------------------------------------
+
+
+class Template:
+    """A compiled chat template."""
+
+    def __init__(self, source: str, *, bos: str, eos: str, output_chars_max: int) -> None:
+        """Compile; bos and eos are the texts of those tokens.
+
+        Raises:
+            InvalidRequest: the template is too large or not a template: chats can't be served.
+        """
+        if len(source) > TEMPLATE_CHARS_MAX:
+            raise InvalidRequest(field="messages", reason="the model's chat template is too large")
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            reason = f"the model's chat template can't be used: {_first_line(error)}"
+            raise InvalidRequest(field="messages", reason=reason) from error
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._output_chars_max = output_chars_max
+        self._knows_developer = "developer" in source
+        self.tool_syntax = tool_syntax(source)
+
+    def render(self, prompt: ChatPrompt, guard: Guard) -> str:
+        """Render a chat, ready for the assistant's turn. May never end: run it killable.
+
+        Raises:
+            InvalidRequest: the chat is not valid, or the template refuses it or fails.
+        """
+        shown = () if prompt.tool_choice.mode is Mode.NONE else prompt.tools
+        if prompt.tools and shown and not self.tool_syntax:
+            raise InvalidRequest(
+                field="tools", reason="the model's chat template has no syntax of tool calls"
+            )
+        parts = self._template.generate(
+            messages=[self._message(message, guard) for message in prompt.messages],
+            tools=[_tool(tool, guard) for tool in shown] or None,
+            add_generation_prompt=True,
+            **self._tokens,
+        )
+        rendered: list[str] = []
+        size = 0
+        try:
+            for part in parts:
+                size += len(part)
+                if size > self._output_chars_max:
+                    reason = f"the rendered chat is larger than {self._output_chars_max} characters"
+                    raise InvalidRequest(field="messages", reason=reason)
+                rendered.append(part)
+        except jinja2.TemplateError as error:
+            reason = f"the model's chat template refuses it: {_first_line(error)}"
+            raise InvalidRequest(field="messages", reason=reason) from error
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            reason = f"the model's chat template fails: {type(error).__name__}"
+            raise InvalidRequest(field="messages", reason=reason) from error
+        return "".join(rendered)
+
+    def _message(self, message: Message, guard: Guard) -> dict[str, Json]:
+        role = message.role
+        if role == "developer" and not self._knows_developer:
+            role = "system"
+        turn: dict[str, Json] = {"role": role, "content": guard.hide(message.content)}
+        if message.name:
+            turn["name"] = guard.hide(message.name)
+        if message.tool_call_id:
+            turn["tool_call_id"] = guard.hide(message.tool_call_id)
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": guard.hide(call.id),
+                    "type": "function",
+                    "function": {
+                        "name": guard.hide(call.name),
+                        "arguments": guard.hide(_parse(call.arguments, "messages.tool_calls")),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        return turn
+
+
+def _tool(tool: Tool, guard: Guard) -> dict[str, Json]:
+    function = {"name": tool.name, "description": tool.description, "parameters": _schema(tool)}
+    return {"type": "function", "function": guard.hide(function)}
+
+
+def _schema(tool: Tool) -> dict[str, Json]:
+    schema = _parse(tool.parameters or "{}", "tools")
+    if not isinstance(schema, dict):
+        raise InvalidRequest(field="tools", reason="parameters must be a JSON object")
+    return schema
+
+
+def _parse(text: str, field: str) -> Json:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(field=field, reason="holds what is not JSON") from error
+
+
+def _to_json(value: Json, indent: int | None = None, **_options: Json) -> str:
+    """Write JSON the way templates expect it: characters as they are, not escaped for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
+
+
+def _strftime_now(layout: str) -> str:
+    return dt.datetime.now().astimezone().strftime(layout)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:_REASON_CHARS_MAX]
+
+
+# --- tool calls ---------------------------------------------------------------------------------
+
+
+def tool_syntax(source: str) -> str:
+    """Name the syntax of tool calls a template uses; "" if it shows no tools or is not known."""
+    if "tools" in source and _OPEN in source and "<function=" not in source:
+        return HERMES
+    return ""
+
+
+def demanded_call(prompt: ChatPrompt) -> Constraint | None:
+    """Make the constraint of a tool_choice that demands a call; None: nothing is demanded.
+
+    Raises:
+        InvalidRequest: the named tool is not among those given, or there is none.
+    """
+    mode = prompt.tool_choice.mode
+    if mode not in (Mode.REQUIRED, Mode.NAMED):
+        return None
+    name = prompt.tool_choice.name
+    tools = [tool for tool in prompt.tools if mode is Mode.REQUIRED or tool.name == name]
+    if not tools:
+        reason = "demands a call, but there are no tools"
+        if mode is Mode.NAMED:
+            reason = f"names the tool '{name}', which is not among the tools"
+        raise InvalidRequest(field="tool_choice", reason=reason)
+    rules = [f'start: {_lark(_OPEN)} "\\n"? call "\\n"? {_lark(_CLOSE)}']
+    rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
+    for index, tool in enumerate(tools):
+        head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+        schema = {
+            "type": "object",
+            **_schema(tool),
+            "x-guidance": {"whitespace_pattern": _WHITESPACE, "lenient": False},
+        }
+        rules.append(f"call_{index}: {_lark(head)} arguments_{index} {_lark('}')}")
+        rules.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
+    return Constraint(kind=ConstraintKind.LARK, text="\n".join(rules))
+
+
+def _lark(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+class ToolCallReader:
+    """Read the tool calls out of one choice's text while it comes.
+
+    Text is passed on as soon as it can't be the beginning of a call; whitespace beside a call is
+    dropped. What is marked as a call but isn't one is passed on as text.
+    """
+
+    def __init__(self, syntax: str, request_id: str = "", choice: int = 0) -> None:
+        """Read this syntax; "": everything is text. Ids of calls derive from the other two.
+
+        Without a request_id one is drawn, so that ids differ between readers.
+        """
+        self._syntax = syntax
+        self._identity = f"{request_id or secrets.token_hex(16)}/{choice}"
+        self._buffer = ""
+        self._inside = False
+        self._searched = 0
+        self._calls = 0
+
+    def feed(self, text: str) -> list[str | ToolCall]:
+        """Take more text in; return what is certain now, in order."""
+        if not self._syntax:
+            return [text] if text else []
+        self._buffer += text
+        pieces: list[str | ToolCall] = []
+        while (piece := self._next_inside() if self._inside else self._next_outside()) is not None:
+            if piece != "":
+                pieces.append(piece)
+        return pieces
+
+    def finish(self) -> list[str | ToolCall]:
+        """Return what was held back; call once, at the end of the choice."""
+        rest, self._buffer = self._buffer, ""
+        if self._inside:
+            call = self._call(rest)
+            return [call] if call is not None else [_OPEN + rest]
+        if self._calls and not rest.strip():
+            return []
+        return [rest] if rest else []
+
+    def _next_outside(self) -> str | None:
+        """Pass text on up to the next call; None: more input is needed."""
+        at = self._buffer.find(_OPEN)
+        if at >= 0:
+            before, self._buffer = self._buffer[:at].rstrip(), self._buffer[at + len(_OPEN) :]
+            self._inside, self._searched = True, 0
+            return before.lstrip() if self._calls else before
+        sure = len(self._buffer) - _overlap(self._buffer, _OPEN)
+        sure = len(self._buffer[:sure].rstrip())
+        if sure == 0:
+            return None
+        text, self._buffer = self._buffer[:sure], self._buffer[sure:]
+        return text
+
+    def _next_inside(self) -> str | ToolCall | None:
+        """Take the call whose end is there; None: more input is needed."""
+        at = self._buffer.find(_CLOSE, self._searched)
+        if at < 0:
+            self._searched = max(0, len(self._buffer) - len(_CLOSE) + 1)
+            if len(self._buffer) <= _CALL_CHARS_MAX:
+                return None
+            text, self._buffer, self._inside = _OPEN + self._buffer, "", False
+            return text
+        call = self._call(self._buffer[:at])
+        if call is None and _may_go_on(self._buffer[:at]):
+            self._searched = at + len(_CLOSE)  # it stood inside a string of the arguments
+            return ""
+        text = _OPEN + self._buffer[: at + len(_CLOSE)]
+        self._buffer, self._inside = self._buffer[at + len(_CLOSE) :], False
+        return call if call is not None else text
+
+    def _call(self, text: str) -> ToolCall | None:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return None
+        arguments = value.get("arguments", value.get("parameters", {}))
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        digest = hashlib.sha256(f"{self._identity}/{self._calls}".encode()).hexdigest()
+        self._calls += 1
+        return ToolCall(id=f"call_{digest[:24]}", name=value["name"], arguments=arguments)
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Count the characters at the end of `text` that begin `mark`."""
+    for size in range(min(len(text), len(mark) - 1), 0, -1):
+        if mark.startswith(text[-size:]):
+            return size
+    return 0
+
+
+def _may_go_on(text: str) -> bool:
+    """Tell whether broken JSON was broken off within a string, so that more could mend it."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string")
+    except RecursionError:
+        return False
+    return False

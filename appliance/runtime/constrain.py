@@ -1,0 +1,216 @@
+"""Hold generated text to a language: a JSON schema, any JSON object, a regex or a list of choices.
+
+What this room does: translates a constraint into a grammar, refuses what the grammar engine can't
+honour in full (`check`), and walks the grammar beside a generation, as a mask of allowed tokens.
+What it knows: llguidance, and the bounds that keep a grammar from eating the machine.
+What it never does: fall open. A keyword that isn't implemented is a refusal, a parser that gives
+up is an error of that one request, and text that breaks the grammar is never sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from appliance.domain import Constraint, ConstraintKind
+from appliance.errors import DecodeFailed, SchemaUnsupported
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_COMPILED_MAX = 64  # grammars kept ready for the next request that asks the same
+_REASON_CHARS_MAX = 300
+# Whitespace between JSON tokens is bounded: with llguidance's default a model may go on for ever.
+_WHITESPACE = r"[ \n\t]{1,24}"
+_QUIET = 0
+
+_FIELDS = {
+    ConstraintKind.JSON_OBJECT: "response_format",
+    ConstraintKind.JSON_SCHEMA: "json_schema",
+    ConstraintKind.REGEX: "regex",
+    ConstraintKind.CHOICES: "choices",
+    ConstraintKind.LARK: "tools",
+}
+
+
+def check(constraint: Constraint) -> None:
+    """Refuse a constraint that can't be honoured in full; takes milliseconds, needs no model.
+
+    Raises:
+        SchemaUnsupported: not JSON, not a schema, a keyword that isn't implemented, a regex that
+            does not parse, no choices, or a grammar larger than the bounds.
+    """
+    failed, messages = LLMatcher.validate_grammar_with_warnings(
+        _grammar(constraint), limits=_limits()
+    )
+    if failed:
+        raise SchemaUnsupported(field=_FIELDS[constraint.kind], reason=_reason(messages))
+
+
+class ConstraintCompiler:
+    """Make matchers for one vocabulary. Keeps the last grammars compiled; used by one thread."""
+
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        """Serve the vocabulary of this tokenizer (see `tokenizer_of`)."""
+        self._tokenizer = tokenizer
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """Start a matcher at the beginning of its language; compiles a new grammar (milliseconds).
+
+        Raises:
+            SchemaUnsupported: as `check`, or the grammar can't be met with this vocabulary.
+        """
+        compiled = self._compiled.pop(constraint, None)
+        if compiled is None:
+            check(constraint)
+            compiled = LLMatcher(
+                self._tokenizer, _grammar(constraint), log_level=_QUIET, limits=_limits()
+            )
+            if compiled.is_error():
+                reason = _reason([compiled.get_error()])
+                raise SchemaUnsupported(field=_FIELDS[constraint.kind], reason=reason)
+        self._compiled[constraint] = compiled
+        if len(self._compiled) > _COMPILED_MAX:
+            self._compiled.popitem(last=False)
+        return Matcher(compiled.deep_copy(), self._tokenizer.vocab_size)
+
+
+class Matcher:
+    """The place of one generation in its language."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary_size: int) -> None:
+        """Own this matcher, which stands at the beginning."""
+        self._matcher = matcher
+        self._vocabulary_size = vocabulary_size
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Compute which tokens may come next, (n_vocab,) bool; end tokens where it may end.
+
+        Raises:
+            DecodeFailed: the parser gave up (a bound was hit); the request must end.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._demand_sane()
+        mask = np.unpackbits(bits, bitorder="little")
+        return mask[: self._vocabulary_size].view(np.bool_)
+
+    def accept(self, token_id: int) -> None:
+        """Go on past a token that was allowed.
+
+        Raises:
+            DecodeFailed: the token is not in the language (a replay of other output).
+        """
+        self._matcher.consume_token(token_id)
+        self._demand_sane()
+
+    @property
+    def is_complete(self) -> bool:
+        """Say whether the text is a whole sentence that nothing but an end token may follow."""
+        return bool(self._matcher.is_stopped())
+
+    @property
+    def is_accepting(self) -> bool:
+        """Say whether the text so far is in the language."""
+        return bool(self._matcher.is_accepting())
+
+    def _demand_sane(self) -> None:
+        if self._matcher.is_error():
+            # The matcher's own words may hold generated text, so they are not passed on.
+            raise DecodeFailed(reason=f"the constraint's parser stopped: {self._stop_name()}")
+
+    def _stop_name(self) -> str:
+        return str(self._matcher.stop_reason())
+
+
+def tokenizer_of(
+    pieces: Sequence[bytes],
+    control_ids: Sequence[int],
+    end_ids: Sequence[int],
+    vocabulary_address: object,
+    tokenize_address: int,
+) -> LLTokenizer:
+    """Build the grammar engine's view of a llama.cpp vocabulary (a second for 150 000 tokens).
+
+    Only control tokens are marked as such: a user-defined token, such as the opening of a tool
+    call, stands for its own text, so that a grammar which spells that text allows the token.
+
+    Args:
+        pieces: the bytes of each token, in order of ids.
+        control_ids: tokens that no text spells.
+        end_ids: tokens that end a generation; the first is the one the grammar engine names.
+        vocabulary_address: the `llama_vocab *` (it must outlive the tokenizer).
+        tokenize_address: the address of `llama_tokenize`.
+    """
+    marked = list(pieces)
+    for token_id in control_ids:
+        marked[token_id] = b"\xff" + marked[token_id]
+    tokenizer: LLTokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+        tokens=marked,
+        vocab_ptr=vocabulary_address,
+        tokenize_fptr=tokenize_address,
+        eos_token=list(end_ids),
+        slices=None,
+    )
+    return tokenizer
+
+
+def _grammar(constraint: Constraint) -> str:
+    if constraint.kind is ConstraintKind.JSON_OBJECT:
+        return _json_grammar('{"type": "object"}', "response_format")
+    if constraint.kind is ConstraintKind.JSON_SCHEMA:
+        return _json_grammar(constraint.text, "json_schema")
+    if constraint.kind is ConstraintKind.REGEX:
+        return str(LLMatcher.grammar_from_regex(constraint.text))
+    if constraint.kind is ConstraintKind.LARK:
+        return str(LLMatcher.grammar_from_lark(constraint.text))
+    return str(LLMatcher.grammar_from_lark(_choices_rule(constraint.text)))
+
+
+def _json_grammar(schema: str, field: str) -> str:
+    try:
+        json.loads(schema)
+        # `lenient` last and false: a schema can't ask to have its own keywords ignored.
+        return str(
+            LLMatcher.grammar_from_json_schema(
+                schema,
+                defaults={"whitespace_pattern": _WHITESPACE},
+                overrides={"lenient": False},
+            )
+        )
+    except (ValueError, RecursionError) as error:
+        raise SchemaUnsupported(field=field, reason=_reason([str(error)])) from error
+
+
+def _choices_rule(text: str) -> str:
+    try:
+        choices = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SchemaUnsupported(field="choices", reason="is not a JSON list") from error
+    if not isinstance(choices, list) or not choices:
+        raise SchemaUnsupported(field="choices", reason="must be a JSON list with an entry")
+    if not all(isinstance(choice, str) and choice for choice in choices):
+        raise SchemaUnsupported(field="choices", reason="must hold strings that are not empty")
+    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+
+
+def _limits() -> LLParserLimits:
+    return LLParserLimits(
+        max_items_in_row=2000,
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=500_000,
+        verbose_errors=False,
+    )
+
+
+def _reason(messages: Sequence[str]) -> str:
+    text = " ".join(" ".join(messages).split())
+    return text[:_REASON_CHARS_MAX] or "can't be honoured"

@@ -1,0 +1,407 @@
+"""Run steps: plan, decode, draw, and tell what came of it, on the thread that owns the context.
+
+What this room does: checks what the daemon submits, drives scheduler, context and generations
+through one step at a time, and answers with frames.
+What it knows: each return code of llama_decode, and what is left standing after it.
+What it never does: wait, read a socket, or start a thread: `worker` calls it.
+
+llama_decode's codes, and what follows:
+ 1. OK: fold in, draw, tell.
+ 2. NO_ROOM, nothing has changed: the scheduler makes room and the next step is planned anew.
+ 3. ABORTED: what was evaluated is unknown, so every job is evaluated again. Thrice in a row: fatal.
+ 4. INVALID, nothing has changed: a contradiction of ours in one job; each job's rows are tried
+    alone, and only the job whose rows fail fails.
+ 5. FATAL: `EngineLost`; the process ends and is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from appliance.domain import CHOICES_MAX, SEED_MAX, TOP_LOGPROBS_MAX
+from appliance.errors import ApplianceError, DecodeFailed, InvalidRequest
+from appliance.runtime import wire
+from appliance.runtime.constrain import ConstraintCompiler
+from appliance.runtime.cost import StepShape
+from appliance.runtime.generation import Drawn, Generation, Pieces
+from appliance.runtime.jobs import Choice, Job, Plan, Span
+from appliance.runtime.llama import Context, DecodeCode, SamplerChain, Vocabulary
+from appliance.runtime.sampler import Sampler, needs_chain
+from appliance.runtime.scheduler import Scheduler
+
+_ABORTS_MAX = 3
+
+
+class EngineLost(Exception):
+    """The context is not to be trusted any more: the process must end (exit code 70)."""
+
+
+class Engine(Protocol):
+    """What a worker drives: a generating or an embedding engine."""
+
+    @property
+    def has_work(self) -> bool:
+        """Say whether a step would do anything."""
+        ...
+
+    @property
+    def step_ms_worst(self) -> float:
+        """Predict the longest step that may be planned now."""
+        ...
+
+    def submit(self, frame: wire.Submit | wire.SubmitEmbed) -> None:
+        """Take a request in; a refusal comes with the next step."""
+        ...
+
+    def cancel(self, ticket: int) -> None:
+        """Forget a ticket, before the next step."""
+        ...
+
+    def step(self) -> tuple[wire.Frame, ...]:
+        """Run one step, or none if idle; the last frame is its Step."""
+        ...
+
+
+class GeneratingEngine:
+    """The engine of a model that generates text. Used by one thread; blocks in `step` only."""
+
+    def __init__(
+        self,
+        *,
+        context: Context,
+        vocabulary: Vocabulary,
+        scheduler: Scheduler,
+        compiler: ConstraintCompiler,
+        clock: Callable[[], float],
+        stall_factor: float,
+    ) -> None:
+        """Own the context from now on. `clock` reads monotonic milliseconds."""
+        self._context = context
+        self._vocabulary = vocabulary
+        self._scheduler = scheduler
+        self._compiler = compiler
+        self._clock = clock
+        self._stall_factor = stall_factor
+        self._pieces = Pieces(
+            shown=vocabulary.pieces,
+            spelt=vocabulary.spelt,
+            end_ids=frozenset(vocabulary.end_ids),
+        )
+        self._generations: dict[int, list[Generation]] = {}
+        self._news: list[wire.News] = []
+        self._prefills: list[wire.PrefillNews] = []
+        self._failures: list[wire.Failure] = []
+        self._step = 0
+        self._aborts = 0
+        self._was_idle = True
+
+    # --- what comes in ---------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Say whether a step would do anything."""
+        return self._scheduler.has_work or bool(self._failures)
+
+    @property
+    def step_ms_worst(self) -> float:
+        """Predict the longest step that may be planned now."""
+        limits = self._scheduler.limits
+        full = StepShape(decode=limits.sequences_max, prefill=8, kv_span=limits.cells_total)
+        return max(limits.step_ms_max, self._scheduler.cost.predict_ms(full))
+
+    def submit(self, frame: wire.Submit | wire.SubmitEmbed) -> None:
+        """Check and queue a request; a refusal comes as a Failure with the next step."""
+        if isinstance(frame, wire.SubmitEmbed):
+            error = InvalidRequest(field="model", reason="generates text and makes no embeddings")
+            self._fail(frame.ticket, error)
+            return
+        assert frame.ticket not in self._generations, f"ticket {frame.ticket} was used twice"
+        try:
+            check_submit(frame, self._vocabulary.size)
+            self._generations[frame.ticket] = self._open(frame)
+        except ApplianceError as error:
+            self._fail(frame.ticket, error)
+            return
+        job = Job(
+            ticket=frame.ticket,
+            prompt=np.array(frame.prompt_ids, dtype=np.int32).tolist(),
+            max_tokens=frame.stop.max_tokens,
+            deadline_ms=frame.deadline_ms,
+        )
+        for index in range(frame.n):
+            job.add_choice(_accepted(frame, index), is_ended=index in frame.ended)
+        refusal = self._scheduler.submit(job)
+        if refusal is not None:
+            self._fail(frame.ticket, refusal)
+
+    def cancel(self, ticket: int) -> None:
+        """Forget a ticket, before the next step; one that has ended already is not an error."""
+        self._scheduler.remove(ticket)
+        self._close(ticket)
+
+    def _open(self, frame: wire.Submit) -> list[Generation]:
+        generations = []
+        for index in range(frame.n):
+            generation = self._generation(frame, index)
+            generations.append(generation)
+            if index not in frame.ended:
+                generation.replay(_accepted(frame, index))
+        return generations
+
+    def _generation(self, frame: wire.Submit, index: int) -> Generation:
+        options, stop = frame.sampling, frame.stop
+        chain = None
+        if needs_chain(options):
+            chain = SamplerChain(
+                size=self._vocabulary.size,
+                top_k=options.top_k,
+                typical_p=options.typical_p,
+                top_p=options.top_p,
+                min_p=options.min_p,
+                temp=options.temperature,
+            )
+        end_ids = self._pieces.end_ids
+        sampler = Sampler(
+            options,
+            seed=frame.seed,
+            choice=index,
+            suppressed=tuple(end_ids) if stop.ignore_eos else (),
+            chain=chain,
+        )
+        sampler.prime(frame.prompt_ids)
+        matcher = self._compiler.matcher(frame.constraint) if frame.constraint else None
+        stop_ids = frozenset(stop.token_ids)
+        return Generation(
+            sampler=sampler,
+            matcher=matcher,
+            pieces=self._pieces,
+            stop_strings=stop.strings,
+            stop_ids=stop_ids if stop.ignore_eos else stop_ids | end_ids,
+            max_tokens=stop.max_tokens,
+            top_logprobs=frame.top_logprobs,
+        )
+
+    # --- a step ----------------------------------------------------------------------------------
+
+    def step(self) -> tuple[wire.Frame, ...]:
+        """Run one step; blocks for as long as the engine evaluates it.
+
+        Raises:
+            EngineLost: llama_decode failed in a way that leaves the context undefined.
+        """
+        began_ms = self._clock()
+        plan = self._scheduler.plan(began_ms)
+        for seq_id in plan.removed:
+            self._context.remove(seq_id)
+        for choice in plan.exhausted:
+            self._tell(choice, self._of(choice).cut_off())
+            self._forget_if_over(choice.job)
+        for job, error in plan.failed:
+            self._fail(job.ticket, error)
+        if plan.spans and self._evaluate(plan) is DecodeCode.OK:
+            self._scheduler.cost.observe(plan.shape, self._clock() - began_ms)
+        if not self._scheduler.has_work and not self._was_idle:
+            self._check_idle()
+        self._was_idle = not self._scheduler.has_work
+        return (self._report(plan, self._clock() - began_ms),)
+
+    def _evaluate(self, plan: Plan) -> DecodeCode:
+        code = self._decode(plan.spans, plan.shape.decode)
+        self._aborts = self._aborts + 1 if code is DecodeCode.ABORTED else 0
+        if code is DecodeCode.FATAL or self._aborts >= _ABORTS_MAX:
+            raise EngineLost(f"llama_decode: {code.name}")
+        if code is DecodeCode.OK:
+            self._apply(plan.spans)
+        elif code is DecodeCode.NO_ROOM:
+            self._scheduler.no_room(plan)
+        elif code is DecodeCode.ABORTED:
+            self._scheduler.preempt_all()
+        else:
+            self._isolate(plan)
+        return code
+
+    def _decode(self, spans: Sequence[Span], singles: int) -> DecodeCode:
+        """Fill the batch, `singles` spans of one row with outputs first, and evaluate it."""
+        context = self._context
+        at = 0
+        if singles:
+            head = spans[:singles]
+            at = context.put_singles(
+                [span.choice.token_at(span.start) for span in head],
+                [span.seq_id for span in head],
+                [span.start for span in head],
+            )
+        for span in spans[singles:]:
+            token_ids = span.choice.tokens(span.start, span.count)
+            at = context.put(at, token_ids, span.seq_id, span.start)
+            if span.row >= 0:
+                context.want_row(at - 1)
+        return context.decode(at)
+
+    def _apply(self, spans: Sequence[Span]) -> None:
+        advance = self._scheduler.advance(spans)
+        for source, target in advance.forks:
+            self._context.copy(source, target)
+        for ticket, done, total in advance.prefills:
+            self._prefills.append(wire.PrefillNews(ticket=ticket, done=done, total=total))
+        if not advance.draws:
+            return
+        logits = self._context.logits(1 + max(row for _, row in advance.draws))
+        best = logits.argmax(axis=1)
+        finite = np.isfinite(logits[np.arange(len(best)), best]).tolist()
+        best_ids = best.tolist()
+        for choice, row in advance.draws:
+            if choice.job.ticket not in self._generations:
+                continue  # a sibling's draw has failed the job
+            if not finite[row]:
+                self._abandon(choice.job, "the model produced logits that are not numbers")
+                continue
+            self._draw(choice, logits[row], best_ids[row])
+
+    def _draw(self, choice: Choice, row: np.ndarray, best: int) -> None:
+        is_last = choice.length + 1 >= self._scheduler.limits.context_tokens
+        try:
+            drawn = self._of(choice).draw(row, choice.length, best, is_last=is_last)
+        except DecodeFailed as error:
+            self._scheduler.remove(choice.job.ticket)
+            self._fail(choice.job.ticket, error)
+            return
+        if drawn.token_id is not None:
+            self._scheduler.accept(choice, drawn.token_id)
+        self._tell(choice, drawn)
+        if drawn.finish is not None:
+            self._scheduler.finish(choice, self._clock())
+            self._forget_if_over(choice.job)
+
+    def _isolate(self, plan: Plan) -> None:
+        """Evaluate each span alone, so that the one that is refused fails only its own job."""
+        for span in plan.spans:
+            job = span.choice.job
+            if self._scheduler.job(job.ticket) is not job:
+                continue
+            alone = Span(span.choice, span.seq_id, span.start, span.count, min(span.row, 0))
+            code = self._decode((alone,), 1 if span.count == 1 and span.row >= 0 else 0)
+            if code is DecodeCode.OK:
+                self._apply((alone,))
+            elif code is DecodeCode.INVALID:
+                self._abandon(job, "the engine refused its tokens")
+            elif code is not DecodeCode.NO_ROOM:
+                raise EngineLost(f"llama_decode: {code.name}")
+
+    # --- what goes out ---------------------------------------------------------------------------
+
+    def _of(self, choice: Choice) -> Generation:
+        return self._generations[choice.job.ticket][choice.index]
+
+    def _tell(self, choice: Choice, drawn: Drawn) -> None:
+        self._news.append(
+            wire.News(
+                ticket=choice.job.ticket,
+                choice=choice.index,
+                token_ids=() if drawn.token_id is None else (drawn.token_id,),
+                text=drawn.text,
+                logprobs=() if drawn.logprob is None else (drawn.logprob,),
+                finish=drawn.finish,
+            )
+        )
+
+    def _abandon(self, job: Job, reason: str) -> None:
+        self._scheduler.remove(job.ticket)
+        self._fail(job.ticket, DecodeFailed(reason=reason))
+
+    def _fail(self, ticket: int, error: ApplianceError) -> None:
+        self._close(ticket)
+        self._failures.append(wire.Failure(ticket=ticket, code=error.code, fields=error.fields))
+
+    def _forget_if_over(self, job: Job) -> None:
+        if not job.live:
+            self._close(job.ticket)
+
+    def _close(self, ticket: int) -> None:
+        for generation in self._generations.pop(ticket, ()):
+            generation.close()
+
+    def _report(self, plan: Plan, step_ms: float) -> wire.Step:
+        self._step += 1
+        step = wire.Step(
+            step=self._step,
+            gauges=self._gauges(plan, step_ms),
+            started=plan.started,
+            news=tuple(self._news),
+            prefills=tuple(self._prefills),
+            failures=tuple(self._failures),
+        )
+        self._news.clear()
+        self._prefills.clear()
+        self._failures.clear()
+        return step
+
+    def _gauges(self, plan: Plan, step_ms: float) -> wire.EngineGauges:
+        scheduler = self._scheduler
+        return wire.EngineGauges(
+            running=scheduler.running_count,
+            waiting=scheduler.waiting_count,
+            sequences_used=scheduler.sequences_used,
+            cells_used=scheduler.ledger.used,
+            cells_total=scheduler.ledger.cells_total,
+            preemptions_total=scheduler.preemptions_total,
+            decode_tokens=plan.shape.decode,
+            prefill_tokens=plan.shape.prefill,
+            step_ms=step_ms,
+            predicted_ms=plan.predicted_ms,
+            stall_limit_ms=self._stall_factor * self.step_ms_worst,
+        )
+
+    def _check_idle(self) -> None:
+        """Hold our books against llama.cpp's: when nothing runs, nothing may be held."""
+        scheduler = self._scheduler
+        assert scheduler.ledger.is_empty, f"{scheduler.ledger.used} cells are held while idle"
+        assert scheduler.sequences_used == 0, "a sequence is held while idle"
+        assert not self._generations, "a generation is held while idle"
+        for seq_id in range(scheduler.limits.sequences_max):
+            position = self._context.position_max(seq_id)
+            assert position == -1, f"sequence {seq_id} holds cells up to {position} while idle"
+
+
+def check_submit(frame: wire.Submit, vocabulary_size: int) -> None:
+    """Refuse a request that C must not see.
+
+    Raises:
+        InvalidRequest: names the field and the reason.
+    """
+    check_ids("prompt", frame.prompt_ids, vocabulary_size)
+    if not frame.prompt_ids:
+        raise InvalidRequest(field="prompt", reason="must not be empty")
+    if not 1 <= frame.n <= CHOICES_MAX:
+        raise InvalidRequest(field="n", reason=f"must be from 1 to {CHOICES_MAX}, not {frame.n}")
+    if not 0 <= frame.seed <= SEED_MAX:
+        raise InvalidRequest(field="seed", reason=f"must be from 0 to {SEED_MAX}")
+    if frame.top_logprobs is not None and not 0 <= frame.top_logprobs <= TOP_LOGPROBS_MAX:
+        raise InvalidRequest(field="top_logprobs", reason=f"must be from 0 to {TOP_LOGPROBS_MAX}")
+    if len(frame.accepted_ids) > frame.n or any(not 0 <= index < frame.n for index in frame.ended):
+        raise InvalidRequest(field="n", reason="the replay has more choices than were asked for")
+    if len(set(frame.ended)) >= frame.n:
+        raise InvalidRequest(field="n", reason="every choice has ended already")
+    for accepted in frame.accepted_ids:
+        check_ids("accepted", accepted, vocabulary_size)
+    check_ids("logit_bias", tuple(frame.sampling.logit_bias), vocabulary_size)
+    check_ids("stop_token_ids", frame.stop.token_ids, vocabulary_size)
+
+
+def check_ids(field: str, token_ids: Sequence[int], vocabulary_size: int) -> None:
+    """Refuse token ids that the vocabulary has not.
+
+    Raises:
+        InvalidRequest: names the field.
+    """
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary_size:
+        raise InvalidRequest(
+            field=field, reason=f"holds a token id outside 0 to {vocabulary_size - 1}"
+        )
+
+
+def _accepted(frame: wire.Submit, index: int) -> tuple[int, ...]:
+    return frame.accepted_ids[index] if index < len(frame.accepted_ids) else ()

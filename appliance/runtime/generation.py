@@ -1,0 +1,133 @@
+"""Carry one choice from its first draw to its end: sampler, constraint, text and stops together.
+
+What this room does: decides, for each drawn token, what it shows and whether it ends the choice;
+rebuilds all of that state from tokens already accepted (a replay).
+What it knows: the request's options and the vocabulary.
+What it never does: schedule, or know where a token's logits came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from appliance.domain import FinishReason, TokenLogprob
+from appliance.runtime.sampler import Sampler, log_softmax_top
+from appliance.runtime.text import TextAssembler
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from appliance.runtime.constrain import Matcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What one draw came to. token_id None: nothing was added, the choice only ended."""
+
+    token_id: int | None
+    text: str
+    logprob: TokenLogprob | None = None
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pieces:
+    """The bytes of each token: as shown, and with control tokens spelt out; and the end tokens."""
+
+    shown: Sequence[bytes]
+    spelt: Sequence[bytes]
+    end_ids: frozenset[int]
+
+
+class Generation:
+    """One choice being written. Freed by `close`."""
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler,
+        matcher: Matcher | None,
+        pieces: Pieces,
+        stop_strings: Sequence[str],
+        stop_ids: frozenset[int],
+        max_tokens: int | None,
+        top_logprobs: int | None,
+    ) -> None:
+        """Begin before the first token. `stop_ids` includes the end tokens if those end it."""
+        self._sampler = sampler
+        self._matcher = matcher
+        self._pieces = pieces
+        self._text = TextAssembler(stop_strings)
+        self._stop_ids = stop_ids
+        self._left = max_tokens
+        self._top_logprobs = top_logprobs
+        self.takes_argmax = sampler.is_plain and matcher is None
+
+    def replay(self, token_ids: Sequence[int]) -> None:
+        """Accept tokens again that were sent already; shows nothing.
+
+        Raises:
+            DecodeFailed: the constraint does not allow them.
+        """
+        for token_id in token_ids:
+            self._accept(token_id)
+
+    def ended(self) -> FinishReason | None:
+        """Say whether no token may be drawn any more, and why."""
+        if self._text.is_stopped or (self._matcher is not None and self._matcher.is_complete):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self._left is not None and self._left <= 0 else None
+
+    def draw(self, row: NDArray[np.float32], position: int, best: int, *, is_last: bool) -> Drawn:
+        """Draw one token from its raw logits and say what follows from it.
+
+        Args:
+            row: (n_vocab,) float32, not changed.
+            position: of the token in the sequence.
+            best: the row's largest index, used where `takes_argmax`.
+            is_last: the context has room for this token and no further one.
+
+        Raises:
+            DecodeFailed: nothing may be drawn, or the constraint's parser gave up.
+        """
+        ended = self.ended()
+        if ended is not None:
+            return self._end(ended)
+        if self.takes_argmax:
+            token_id = best
+        else:
+            mask = self._matcher.allowed() if self._matcher is not None else None
+            token_id = self._sampler.draw(row, mask, position)
+        if token_id in self._stop_ids:
+            return self._end(FinishReason.STOP)
+        logprob = None
+        if self._top_logprobs is not None:
+            logprob = log_softmax_top(row, token_id, self._top_logprobs, self._pieces.spelt)
+        text = self._accept(token_id)
+        finish = self.ended() or (FinishReason.LENGTH if is_last else None)
+        if finish is not None:
+            text += self._text.finish()
+        return Drawn(token_id=token_id, text=text, logprob=logprob, finish=finish)
+
+    def cut_off(self) -> Drawn:
+        """End it because there is no room left, without a draw."""
+        return self._end(FinishReason.LENGTH)
+
+    def close(self) -> None:
+        """Free what the sampler holds."""
+        self._sampler.close()
+
+    def _accept(self, token_id: int) -> str:
+        self._sampler.accept(token_id)
+        if self._matcher is not None:
+            self._matcher.accept(token_id)
+        if self._left is not None:
+            self._left -= 1
+        return self._text.feed(self._pieces.shown[token_id])
+
+    def _end(self, finish: FinishReason) -> Drawn:
+        return Drawn(token_id=None, text=self._text.finish(), finish=finish)

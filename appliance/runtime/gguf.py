@@ -1,0 +1,228 @@
+"""Read the head of a GGUF file, before anything that can crash on it does.
+
+What this room does: metadata, the list of tensors, and whether the file is as long as they say.
+What it knows: the GGUF format, versions 2 and 3, little-endian (ggml/docs/gguf.md).
+What it never does: read weights, allocate what a file announces before checking it against the
+bounds and the file's size, or raise anything but `GgufFault`.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+MetadataValue: TypeAlias = int | float | bool | str
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_METADATA_MAX = 65_536
+_TENSORS_MAX = 65_536
+_STRING_BYTES_MAX = 16 * 1024 * 1024
+_ARRAY_ITEMS_MAX = 16 * 1024 * 1024
+_DIMENSIONS_MAX = 4
+_ELEMENTS_MAX = 2**62
+_ALIGNMENT = 32
+_STRING_TYPE = 8
+_ARRAY_TYPE = 9
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+# ggml type → (elements in a block, bytes of a block); ggml.c: type_traits.
+_BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    9: (32, 36),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+    39: (32, 17),
+    40: (64, 36),
+    41: (128, 18),
+    42: (64, 18),
+}
+
+
+class GgufFault(Exception):
+    """The file is not a whole GGUF; the text is one reason for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHead:
+    """What a file says of itself. Of arrays only the length is kept.
+
+    `data_bytes_missing` is how much shorter the file is than its tensors need, 0 if whole.
+    """
+
+    version: int
+    metadata: dict[str, MetadataValue]
+    array_lengths: dict[str, int]
+    tensors_count: int
+    file_bytes: int
+    data_bytes_missing: int
+
+    @property
+    def architecture(self) -> str:
+        """Read general.architecture, "" if absent."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    def number(self, name: str, default: int = 0) -> int:
+        """Read an integer of the architecture's own: `number("block_count")`."""
+        value = self.metadata.get(f"{self.architecture}.{name}", default)
+        return int(value) if isinstance(value, int) else default
+
+
+def read_head(path: Path) -> GgufHead:
+    """Read and check the head; blocks on the disk for some milliseconds.
+
+    Raises:
+        GgufFault: missing, unreadable, not a GGUF, cut off within the head, or out of bounds.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Reader(file, path.stat().st_size).head()
+    except FileNotFoundError as error:
+        raise GgufFault("the file does not exist") from error
+    except IsADirectoryError as error:
+        raise GgufFault("this is a directory, not a file") from error
+    except OSError as error:
+        raise GgufFault(f"the file can't be read: {error.strerror}") from error
+
+
+class _Reader:
+    """A cursor over the head, which never asks for more than the file holds."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def head(self) -> GgufHead:
+        magic = self._file.read(len(_MAGIC))
+        if magic != _MAGIC:
+            raise GgufFault("this is not a GGUF file (its first bytes are not 'GGUF')")
+        version = self._unpack("<I")
+        if version not in _VERSIONS:
+            raise GgufFault(f"its GGUF version is {version}; versions 2 and 3 are known")
+        tensors_count = self._count("tensors", _TENSORS_MAX)
+        metadata_count = self._count("metadata entries", _METADATA_MAX)
+        metadata: dict[str, MetadataValue] = {}
+        array_lengths = {}
+        for _ in range(metadata_count):
+            name = self._text()
+            kind = int(self._unpack("<I"))
+            if kind == _ARRAY_TYPE:
+                array_lengths[name] = self._skip_array()
+            else:
+                metadata[name] = self._value(kind)
+        data_bytes = max((self._tensor_end() for _ in range(tensors_count)), default=0)
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
+            raise GgufFault(f"its alignment is {alignment}")
+        start = -(-self._file.tell() // alignment) * alignment
+        return GgufHead(
+            version=version,
+            metadata=metadata,
+            array_lengths=array_lengths,
+            tensors_count=tensors_count,
+            file_bytes=self._size,
+            data_bytes_missing=max(0, start + data_bytes - self._size),
+        )
+
+    def _take(self, size: int) -> bytes:
+        if size > self._size - self._file.tell():
+            raise GgufFault(f"the file is cut off within its header, at {self._size} bytes")
+        return self._file.read(size)
+
+    def _unpack(self, layout: str) -> int:
+        value: int = struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+        return value
+
+    def _count(self, what: str, limit: int) -> int:
+        count = self._unpack("<Q")
+        if count > limit:
+            raise GgufFault(f"it announces {count} {what}; the limit is {limit}")
+        return count
+
+    def _text(self) -> str:
+        size = self._unpack("<Q")
+        if size > _STRING_BYTES_MAX:
+            raise GgufFault(f"it announces a string of {size} bytes")
+        return self._take(size).decode("utf-8", errors="replace")
+
+    def _value(self, kind: int) -> MetadataValue:
+        if kind == _STRING_TYPE:
+            return self._text()
+        if kind not in _SCALARS:
+            raise GgufFault(f"it has a metadata value of the unknown type {kind}")
+        return self._unpack(_SCALARS[kind])
+
+    def _skip_array(self) -> int:
+        kind = self._unpack("<I")
+        count = self._count("items in an array", _ARRAY_ITEMS_MAX)
+        if kind in _SCALARS:
+            self._skip(count * struct.calcsize(_SCALARS[kind]))
+        elif kind == _STRING_TYPE:
+            for _ in range(count):
+                self._skip(self._unpack("<Q"))
+        else:
+            raise GgufFault(f"it has an array of the unknown type {kind}")
+        return count
+
+    def _skip(self, size: int) -> None:
+        if size > self._size - self._file.tell():
+            raise GgufFault(f"the file is cut off within its header, at {self._size} bytes")
+        self._file.seek(size, 1)
+
+    def _tensor_end(self) -> int:
+        """Read one tensor's entry; returns where its bytes end, from the start of the data."""
+        self._skip(self._unpack("<Q"))
+        dimensions = self._unpack("<I")
+        if not 0 < dimensions <= _DIMENSIONS_MAX:
+            raise GgufFault(f"it has a tensor of {dimensions} dimensions")
+        elements = 1
+        for _ in range(dimensions):
+            elements *= self._unpack("<Q")
+        kind = self._unpack("<I")
+        offset = self._unpack("<Q")
+        if not 0 < elements <= _ELEMENTS_MAX or offset > _ELEMENTS_MAX:
+            raise GgufFault("it has a tensor of an impossible size")
+        if kind not in _BLOCKS:
+            raise GgufFault(f"it has a tensor of the unknown type {kind}")
+        block, block_bytes = _BLOCKS[kind]
+        return offset + -(-elements // block) * block_bytes

@@ -1,0 +1,277 @@
+"""Load a model into a warm engine, or say in one sentence why it can't be served.
+
+What this room does: looks at the file and at the memory before llama.cpp does; loads; makes the
+context; warms up and measures the first prices of a step; gathers the facts.
+What it knows: what a broken file looks like, and how much memory a model takes.
+What it never does: leave a half-loaded model behind with the process going on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from appliance.domain import ModelFacts
+from appliance.errors import ModelUnloadable
+from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
+from appliance.runtime.cost import CostModel, StepShape
+from appliance.runtime.devices import available_bytes
+from appliance.runtime.embedder import EmbeddingEngine
+from appliance.runtime.engine import Engine, GeneratingEngine
+from appliance.runtime.gguf import GgufFault, GgufHead, read_head
+from appliance.runtime.jobs import SchedulerLimits
+from appliance.runtime.llama import (
+    Context,
+    ContextOptions,
+    DecodeCode,
+    EngineFault,
+    Model,
+    supports_gpu,
+)
+from appliance.runtime.scheduler import Scheduler
+from appliance.runtime.wire import EngineOptions
+
+_WARM_UP_MS = 1000.0
+_WARM_UP_CHUNKS = (1, 8, 16, 64, 256)
+_WARM_UP_TRIES = 3
+_KV_VALUE_BYTES = 2  # F16
+_COMPUTE_BYTES = 64 * 1024 * 1024  # a graph's buffers, beside the rows of logits
+_EMBEDDING_POOLINGS = ("mean", "cls", "last")
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A warm engine and what there is to know about its model."""
+
+    engine: Engine
+    facts: ModelFacts
+
+
+def load(
+    options: EngineOptions, clock: Callable[[], float], on_progress: Callable[[float], None]
+) -> Loaded:
+    """Load and warm up; blocks, for seconds to minutes.
+
+    Raises:
+        ModelUnloadable: names the file and one reason.
+    """
+    path = Path(options.path)
+    try:
+        head = read_head(path)
+        _check_whole(head)
+        if not (options.gpu_layers and supports_gpu()):
+            cells = fit_cells(head, options, available_bytes())
+            options = msgspec.structs.replace(options, cells_total=cells)
+        model = Model(path, gpu_layers=options.gpu_layers, on_progress=on_progress)
+        context = model.open_context(_context_options(options))
+        _check_kind(model, context, embedding=options.embedding)
+        cost = CostModel()
+        if options.embedding:
+            return _embedding_engine(options, model, context, cost, clock)
+        warm_up(context, cost, clock)
+        return _generating_engine(options, model, context, cost, clock)
+    except (GgufFault, EngineFault) as error:
+        raise ModelUnloadable(path=options.path, reason=str(error)) from error
+
+
+def _generating_engine(
+    options: EngineOptions,
+    model: Model,
+    context: Context,
+    cost: CostModel,
+    clock: Callable[[], float],
+) -> Loaded:
+    vocabulary = model.vocabulary
+    tokenizer = tokenizer_of(
+        vocabulary.spelt,
+        vocabulary.control_ids,
+        vocabulary.end_ids or (max(vocabulary.eos_id, 0),),
+        vocabulary.pointer,
+        vocabulary.tokenize_address,
+    )
+    limits = SchedulerLimits(
+        context_tokens=min(options.context_tokens, context.sequence_tokens_max),
+        cells_total=context.cells,
+        sequences_max=context.sequences_max,
+        batch_tokens=context.batch_tokens,
+        queue_requests_max=options.queue_requests_max,
+        output_reserve_tokens=options.output_reserve_tokens,
+        step_ms_while_streaming=options.step_ms_while_streaming,
+        step_ms_max=options.step_ms_max,
+    )
+    engine = GeneratingEngine(
+        context=context,
+        vocabulary=vocabulary,
+        scheduler=Scheduler(limits, cost),
+        compiler=ConstraintCompiler(tokenizer),
+        clock=clock,
+        stall_factor=options.stall_factor,
+    )
+    facts = _facts(model, context, limits.context_tokens, "none", _kv_bytes_per_token(context))
+    return Loaded(engine=engine, facts=facts)
+
+
+def _embedding_engine(
+    options: EngineOptions,
+    model: Model,
+    context: Context,
+    cost: CostModel,
+    clock: Callable[[], float],
+) -> Loaded:
+    engine = EmbeddingEngine(
+        context=context,
+        vocabulary_size=model.vocabulary.size,
+        batch_tokens=min(options.batch_tokens, context.batch_tokens),
+        queue_requests_max=options.queue_requests_max,
+        cost=cost,
+        clock=clock,
+        stall_factor=options.stall_factor,
+    )
+    limit = min(engine.input_tokens_max, options.context_tokens)
+    return Loaded(engine=engine, facts=_facts(model, context, limit, context.pooling, 0))
+
+
+def warm_up(context: Context, cost: CostModel, clock: Callable[[], float]) -> None:
+    """Run small steps of growing size, for about a second, and price steps by them."""
+    deadline_ms = clock() + _WARM_UP_MS
+    for size in _WARM_UP_CHUNKS:
+        rows = min(size, context.batch_tokens, context.cells)
+        for shape, singles in _warm_up_shapes(context, rows):
+            # Another process may hold one try up; the quickest of some is the price.
+            tries = [
+                _warm_up_step(context, rows, clock, singles=singles) for _ in range(_WARM_UP_TRIES)
+            ]
+            cost.observe(shape, min(tries))
+            if clock() >= deadline_ms:
+                cost.settle()
+                return
+    cost.settle()
+
+
+def _warm_up_shapes(context: Context, rows: int) -> list[tuple[StepShape, bool]]:
+    shapes = [(StepShape(decode=0, prefill=rows, kv_span=rows), False)]
+    if rows <= min(16, context.sequences_max):
+        shapes.append((StepShape(decode=rows, prefill=0, kv_span=rows), True))
+    return shapes
+
+
+def _warm_up_step(
+    context: Context, rows: int, clock: Callable[[], float], *, singles: bool
+) -> float:
+    token_ids = [0] * rows
+    began_ms = clock()
+    if singles:
+        context.put_singles(token_ids, list(range(rows)), token_ids)
+    else:
+        context.put(0, token_ids, 0, 0)
+        context.want_row(rows - 1)
+    code = context.decode(rows)
+    if code is not DecodeCode.OK:
+        raise EngineFault(f"a first step of {rows} tokens failed: {code.name}")
+    context.logits(1)
+    step_ms = clock() - began_ms
+    context.clear()
+    return step_ms
+
+
+def _kv_bytes_per_token(context: Context) -> int:
+    """Measure what a token more costs: the difference between two states of one sequence."""
+    sizes = []
+    for position in range(2):
+        context.put(0, [0], 0, position)
+        context.want_row(0)
+        if context.decode(1) is not DecodeCode.OK:
+            break
+        sizes.append(context.state_bytes(0))
+    context.clear()
+    return max(0, sizes[-1] - sizes[0]) if sizes else 0
+
+
+def _facts(
+    model: Model, context: Context, context_tokens: int, pooling: str, kv_bytes_per_token: int
+) -> ModelFacts:
+    vocabulary = model.vocabulary
+    return ModelFacts(
+        architecture=model.architecture,
+        description=model.description,
+        parameters_count=model.parameters_count,
+        size_bytes=model.size_bytes,
+        context_tokens=context_tokens,
+        context_train_tokens=model.context_train_tokens,
+        embedding_size=model.embedding_size,
+        vocabulary_size=vocabulary.size,
+        pooling=pooling,
+        bos_token_id=vocabulary.bos_id,
+        eos_token_id=vocabulary.eos_id,
+        adds_bos=vocabulary.adds_bos,
+        has_chat_template=model.has_chat_template,
+        kv_bytes_per_token=kv_bytes_per_token,
+        sequences_max=context.sequences_max,
+    )
+
+
+def _context_options(options: EngineOptions) -> ContextOptions:
+    batch_tokens = max(options.batch_tokens, options.sequences_max)
+    if options.embedding:
+        batch_tokens = max(batch_tokens, options.context_tokens)  # whole inputs in one step
+    return ContextOptions(
+        cells=max(options.cells_total, batch_tokens) if options.embedding else options.cells_total,
+        batch_tokens=batch_tokens,
+        sequences_max=options.sequences_max,
+        threads_decode=options.threads_decode,
+        threads_prefill=options.threads_prefill,
+        embedding=options.embedding,
+    )
+
+
+def _check_whole(head: GgufHead) -> None:
+    if head.data_bytes_missing:
+        raise GgufFault(
+            f"the file is cut off: {head.data_bytes_missing} bytes of its tensors are missing"
+        )
+    if not head.tensors_count:
+        raise GgufFault("it holds a vocabulary only, no weights")
+
+
+def _check_kind(model: Model, context: Context, *, embedding: bool) -> None:
+    if embedding and context.pooling not in _EMBEDDING_POOLINGS:
+        raise EngineFault(
+            f"it is no embedding model: its pooling is '{context.pooling}', "
+            f"not one of {', '.join(_EMBEDDING_POOLINGS)}"
+        )
+    if not embedding and (model.has_encoder or not context.has_cache):
+        raise EngineFault("it generates no text (serve it with embedding = true)")
+
+
+def fit_cells(head: GgufHead, options: EngineOptions, available: int | None) -> int:
+    """Count the KV cells that memory allows, at most cells_total; look before llama.cpp tries.
+
+    Raises:
+        GgufFault: not even cells_min fit; names what is needed and what there is.
+    """
+    wanted = options.cells_total
+    least = min(options.cells_min or wanted, wanted)
+    if available is None:
+        return wanted
+    fixed = head.file_bytes + _COMPUTE_BYTES + options.memory_reserve_bytes
+    cell_bytes = kv_cache_bytes(head, 1)
+    fitting = max(0, available - fixed) // max(1, cell_bytes)
+    if fixed + least * cell_bytes > available:
+        raise GgufFault(
+            f"it needs about {(fixed + least * cell_bytes) // _MIB} MiB of memory and "
+            f"{available // _MIB} MiB are available"
+        )
+    return min(wanted, fitting)
+
+
+def kv_cache_bytes(head: GgufHead, cells: int) -> int:
+    """Compute the size of a KV cache from the head's own numbers; an upper bound if per layer."""
+    heads = head.number("attention.head_count", 1)
+    size = head.number("embedding_length") // max(1, heads)
+    kv_heads = head.number("attention.head_count_kv", heads)
+    row = head.number("attention.key_length", size) + head.number("attention.value_length", size)
+    return head.number("block_count") * kv_heads * row * _KV_VALUE_BYTES * cells

@@ -1,0 +1,315 @@
+"""Hold the role table: which versions are served here, and who is let in.
+
+What this room does: starts and stops what is served; finds a version by the name a client uses;
+prepares prompts; gives tickets, or refuses now with a reason; drains and closes.
+What it knows: every served version and the text process. It is the only writer of roles.
+What it never does: look into a prompt, or talk to a worker itself (that is `served`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from appliance.clock import monotonic_ms, utc_ms
+from appliance.config import Engine, Limits, Model
+from appliance.domain import (
+    ChatPrompt,
+    Constraint,
+    EmbedResult,
+    ModelStatus,
+    ModelVersion,
+    Prompt,
+    TextPrompt,
+    VersionState,
+)
+from appliance.errors import Draining, InvalidRequest, ModelNotServed, ModelUnloadable
+from appliance.runtime import gguf, wire
+from appliance.runtime.devices import cores_available, divide_threads
+from appliance.runtime.served import Observer, Served
+from appliance.runtime.text_process import TextProcess
+from appliance.runtime.tickets import EmbedJob, Job, Ticket, TicketEvent
+
+_CONTEXT_TRAIN_TOKENS_MAX = 2**31 - 1  # where a file does not say
+
+__all__ = ["EmbedJob", "Job", "Observer", "Router", "Ticket", "TicketEvent"]
+
+
+class Router:
+    """The one way from requests to workers.
+
+    `run` owns every task and must be running before `serve` is awaited. `workers_planned`: among
+    how many workers the cores are divided.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        observer: Observer,
+        *,
+        workers_planned: int = 1,
+        clock: Callable[[], float] = monotonic_ms,
+    ) -> None:
+        """Take the bounds; nothing is started yet."""
+        self._engine = engine
+        self._limits = limits
+        self._observer = observer
+        self._clock = clock
+        self._threads = divide_threads(engine.threads or cores_available(), max(1, workers_planned))
+        self._served: dict[str, Served] = {}  # by digest
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._text = TextProcess(engine, limits, observer)
+        self._ticket_ids = itertools.count(1)
+        self._group: asyncio.TaskGroup | None = None
+        self._running = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._draining = False
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Own every task of the runtime until `close`, or until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                text = group.create_task(self._text.run())
+                self._group = group
+                self._running.set()
+                await self._closing.wait()
+                self._group = None
+                for task in (*self._tasks.values(), text):
+                    task.cancel()
+        finally:
+            self._group = None
+            self._closed.set()
+
+    async def serve(self, version: ModelVersion, path: Path, settings: Model) -> None:
+        """Load a version in a worker of its own; return when it answers.
+
+        Progress shows in `models()`. Cancelling takes the version out again.
+
+        Raises:
+            ModelUnloadable: the file can't be served, now or ever.
+            Draining: the router is closing.
+        """
+        async with asyncio.timeout(self._engine.hello_timeout_s):
+            await self._running.wait()
+        train_tokens = await asyncio.to_thread(_context_train_tokens, path)
+        context_tokens = settings.context_tokens or min(train_tokens, self._engine.context_tokens)
+        if self._group is None or self._draining:
+            raise Draining
+        assert version.digest not in self._served, "this version is served already"
+        served = Served(
+            version,
+            _engine_options(
+                path,
+                self._engine,
+                self._limits,
+                context_tokens=context_tokens,
+                gpu_layers=settings.gpu_layers,
+                embedding=settings.embedding,
+                threads=self._threads[min(len(self._served), len(self._threads) - 1)],
+            ),
+            self._engine,
+            self._limits,
+            self._observer,
+            ticket_ids=self._ticket_ids,
+            clock=self._clock,
+            created_utc_ms=utc_ms(),
+        )
+        self._served[version.digest] = served
+        self._tasks[version.digest] = self._group.create_task(served.run())
+        ready = False
+        try:
+            await served.settled.wait()
+            if served.state is VersionState.FAILED:
+                raise served.failure or ModelUnloadable(path=str(path), reason="it failed")
+            if served.state is not VersionState.READY:
+                raise Draining
+            await self._text.open(version.digest, path)
+            ready = True
+        finally:
+            if not ready:
+                self._tasks.pop(version.digest).cancel()
+                del self._served[version.digest]
+
+    def drain(self) -> None:
+        """Admit nothing more; what was admitted goes on. Idempotent, does not block."""
+        self._draining = True
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until no ticket is left, at most timeout_s; tell whether none is."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for served in tuple(self._served.values()):
+                    await served.book.idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End every ticket and every process; returns when all are gone. Idempotent.
+
+        Bounded by the kill ladder of each process, which are gone through at the same time.
+        """
+        self._draining = True
+        self._closing.set()
+        if self._running.is_set():
+            async with asyncio.timeout(5 * self._engine.stop_wait_s):
+                await self._closed.wait()
+
+    # --- reading ---
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """List what is served, in the order of `serve`."""
+        return tuple(served.status() for served in self._served.values())
+
+    @property
+    def text_process_pid(self) -> int:
+        """Name the text process; 0 while there is none."""
+        return self._text.pid
+
+    def find(self, name: str, *, embedding: bool = False) -> ModelVersion:
+        """Find the version a client means by 'name', 'name@version', or '' (the only one).
+
+        Raises:
+            ModelNotServed: there is none of that name and kind, or '' could mean several.
+        """
+        matching = [
+            served.version
+            for served in self._served.values()
+            if served.embedding == embedding
+            and name in ("", served.version.model, served.version.label)
+        ]
+        if not matching or (name == "" and len(matching) > 1):
+            raise ModelNotServed(model=name)
+        return matching[-1]
+
+    # --- requests ---
+
+    async def prepare(
+        self,
+        version: ModelVersion,
+        prompt: Prompt,
+        *,
+        add_bos: bool = True,
+        parse_special: bool = False,
+        constraint: Constraint | None = None,
+    ) -> wire.Prepared:
+        """Render, tokenise and check a prompt in the text process.
+
+        Raises:
+            InvalidRequest: the prompt is empty, too large, not Unicode, or refused by the template.
+            SchemaUnsupported: the constraint can't be honoured.
+            RequestUnsafe, WorkerLost, QueueFull: the text process was lost or is overloaded.
+            ModelNotServed: the version has gone.
+        """
+        self._get(version)
+        _check_bytes(prompt, self._limits.prompt_bytes)
+        return await self._text.prepare(
+            wire.Prepare(
+                ticket=0,
+                key=version.digest,
+                prompt=prompt,
+                add_bos=add_bos,
+                parse_special=parse_special,
+                constraint=constraint,
+            )
+        )
+
+    async def detokenize(self, version: ModelVersion, token_ids: tuple[int, ...]) -> str:
+        """Turn token ids into text. Raises as `prepare`."""
+        self._get(version)
+        return await self._text.detokenize(
+            wire.Detokenize(ticket=0, key=version.digest, token_ids=token_ids)
+        )
+
+    def admit(self, version: ModelVersion, job: Job) -> Ticket:
+        """Give a generation its ticket, or refuse it now; does not block.
+
+        Raises:
+            Draining, ModelNotServed, ModelNotReady, ContextTooLong, InvalidRequest, QueueFull.
+        """
+        if self._draining:
+            raise Draining
+        return self._get(version).admit(job)
+
+    async def embed(self, version: ModelVersion, job: EmbedJob) -> EmbedResult:
+        """Embed token lists; cancelling cancels the ticket.
+
+        Raises:
+            Draining, ModelNotServed, ModelNotReady, ContextTooLong, InvalidRequest, QueueFull: now.
+            DeadlineExceeded, WorkerLost, RequestUnsafe, DecodeFailed: later.
+        """
+        if self._draining:
+            raise Draining
+        return await self._get(version).admit_embed(job).result()
+
+    def _get(self, version: ModelVersion) -> Served:
+        try:
+            return self._served[version.digest]
+        except KeyError:
+            raise ModelNotServed(model=version.label) from None
+
+
+def _check_bytes(prompt: Prompt, bytes_max: int) -> None:
+    """Refuse a prompt whose text alone is over the bound; a character has one byte at least."""
+    if isinstance(prompt, TextPrompt):
+        size = len(prompt.text)
+    elif isinstance(prompt, ChatPrompt):
+        size = sum(
+            len(m.content) + sum(len(call.arguments) for call in m.tool_calls)
+            for m in prompt.messages
+        ) + sum(len(tool.description) + len(tool.parameters) for tool in prompt.tools)
+    else:
+        size = len(prompt.token_ids)
+    if size > bytes_max:
+        raise InvalidRequest(field="prompt", reason=f"is larger than {bytes_max} bytes")
+
+
+def _engine_options(
+    path: Path,
+    engine: Engine,
+    limits: Limits,
+    *,
+    context_tokens: int,
+    gpu_layers: int,
+    embedding: bool,
+    threads: int,
+) -> wire.EngineOptions:
+    """Tell a worker how to load and run; cells_total is what is wanted, memory may allow less."""
+    return wire.EngineOptions(
+        path=str(path),
+        context_tokens=context_tokens,
+        cells_total=engine.cells_total or 4 * context_tokens,
+        cells_min=engine.cells_total or context_tokens,
+        sequences_max=engine.sequences_max,
+        batch_tokens=engine.batch_tokens,
+        threads_decode=threads,
+        threads_prefill=threads,
+        gpu_layers=gpu_layers,
+        step_ms_while_streaming=engine.step_ms_while_streaming,
+        step_ms_max=engine.step_ms_max,
+        queue_requests_max=limits.queue_requests + engine.sequences_max,
+        output_reserve_tokens=engine.output_reserve_tokens,
+        ack_window_steps=engine.ack_window_steps,
+        embedding=embedding,
+        stall_factor=engine.stall_factor,
+        memory_reserve_bytes=engine.memory_reserve_bytes,
+    )
+
+
+def _context_train_tokens(path: Path) -> int:
+    """Read how long a context the model was trained with; blocks on the disk.
+
+    Raises:
+        ModelUnloadable: the file's head can't be read.
+    """
+    try:
+        head = gguf.read_head(path)
+    except gguf.GgufFault as fault:
+        raise ModelUnloadable(path=str(path), reason=str(fault)) from fault
+    return head.number("context_length", _CONTEXT_TRAIN_TOKENS_MAX)

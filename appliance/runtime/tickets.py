@@ -1,0 +1,377 @@
+"""Hold a request's place on a worker, and the events on their way to its reader.
+
+What this room does: tickets for generation and for embeddings: what was asked, what came so far
+(enough to ask again after a worker's end), the bounded queue towards one reader, and the one end.
+What it knows: the frames that ask a worker, and the events a reader gets.
+What it never does: I/O; decide where or when a ticket is submitted; touch another ticket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeAlias
+
+from appliance.domain import (
+    ChoiceEnd,
+    Client,
+    Constraint,
+    Delta,
+    EmbedResult,
+    Final,
+    FinishReason,
+    Progress,
+    RequestId,
+    SamplingOptions,
+    StopOptions,
+    Timings,
+    Usage,
+    Value,
+)
+from appliance.errors import ApplianceError, ClientTooSlow, RequestCancelled
+from appliance.runtime import wire
+
+TicketEvent: TypeAlias = Progress | Delta | ChoiceEnd | Final
+
+
+class Job(Value):
+    """A generation, tokenised and checked. deadline_ms is monotonic; None: none."""
+
+    request_id: RequestId
+    prompt_ids: tuple[int, ...]
+    seed: int
+    n: int = 1
+    sampling: SamplingOptions = SamplingOptions()
+    stop: StopOptions = StopOptions()
+    top_logprobs: int | None = None
+    constraint: Constraint | None = None
+    deadline_ms: float | None = None
+    client: Client | None = None
+
+
+class EmbedJob(Value):
+    """Token lists to embed, checked. deadline_ms is monotonic; None: none."""
+
+    request_id: RequestId
+    inputs: tuple[tuple[int, ...], ...]
+    normalize: bool = True
+    deadline_ms: float | None = None
+    client: Client | None = None
+
+
+class EventQueue:
+    """The events one reader has not read yet.
+
+    Neighbouring deltas of one choice become one event, so a slow reader gets fewer, larger ones;
+    the bound counts what came in, not what it was merged into.
+    """
+
+    def __init__(self, events_max: int) -> None:
+        """Bound what may wait."""
+        self._events_max = events_max
+        self._events: deque[TicketEvent] = deque()
+        self._weights: deque[int] = deque()  # how many puts each waiting event stands for
+        self._waiting = 0
+        self._news = asyncio.Event()
+        self._error: ApplianceError | None = None
+        self._ended = False
+
+    def put(self, event: TicketEvent) -> bool:
+        """Append an event; False: the bound is reached and nothing was appended."""
+        if self._ended:
+            return True
+        last = self._events[-1] if self._events else None
+        if isinstance(event, Progress) and isinstance(last, Progress):
+            self._events[-1] = event
+            return True
+        if self._waiting >= self._events_max:
+            return False
+        self._waiting += 1
+        if isinstance(event, Delta) and isinstance(last, Delta) and last.choice == event.choice:
+            self._events[-1] = Delta(
+                choice=event.choice,
+                text=last.text + event.text,
+                token_ids=last.token_ids + event.token_ids,
+                logprobs=last.logprobs + event.logprobs,
+            )
+            self._weights[-1] += 1
+        else:
+            self._events.append(event)
+            self._weights.append(1)
+        self._news.set()
+        return True
+
+    def end(self, last: Final | ApplianceError) -> None:
+        """Append the one end; further puts and ends are ignored.
+
+        An error overtakes what was not read: the reader learns of it at once.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        if isinstance(last, ApplianceError):
+            self._events.clear()
+            self._error = last
+        else:
+            self._events.append(last)
+            self._weights.append(0)
+        self._news.set()
+
+    async def get(self) -> TicketEvent:
+        """Wait for the next event.
+
+        Raises:
+            ApplianceError: the ticket ended in it.
+        """
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._news.clear()
+            await self._news.wait()
+        self._waiting -= self._weights.popleft()
+        return self._events.popleft()
+
+
+@dataclasses.dataclass(slots=True)
+class _Choice:
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish: FinishReason | None = None
+
+
+class Ticket:
+    """One generation's admission to a worker.
+
+    `events` is for one reader, once. `cancel` may be called by anybody, any number of times.
+    """
+
+    def __init__(
+        self,
+        ticket_id: int,
+        job: Job,
+        *,
+        events_max: int,
+        now_ms: float,
+        clock: Callable[[], float],
+        forget: Callable[[AnyTicket, bool], None],
+    ) -> None:
+        """Begin the life of a ticket.
+
+        `forget(ticket, drop)` is called once when it has ended; drop: the worker doesn't know yet.
+        """
+        self.id = ticket_id
+        self.job = job
+        self.tokens_sent = 0
+        self._queue = EventQueue(events_max)
+        self._events_max = events_max
+        self._clock = clock
+        self._forget = forget
+        self._admitted_ms = now_ms
+        self._started_ms: float | None = None
+        self._first_token_ms: float | None = None
+        self._choices = [_Choice() for _ in range(job.n)]
+        self._ended = False
+
+    # --- for the reader ---
+
+    async def events(self) -> AsyncGenerator[TicketEvent, None]:
+        """Yield what comes, Final last. Leaving early cancels (close the iterator to be sure).
+
+        Raises:
+            ApplianceError: exactly one, instead of Final.
+        """
+        try:
+            while True:
+                event = await self._queue.get()
+                yield event
+                if isinstance(event, Final):
+                    return
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End the ticket now; the worker drops it within a step. Idempotent, does not block."""
+        self.fail(RequestCancelled())
+
+    # --- for the router ---
+
+    @property
+    def started(self) -> bool:
+        """Tell whether the engine has ever planned a token of it."""
+        return self._started_ms is not None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Count the tokens of the prompt."""
+        return len(self.job.prompt_ids)
+
+    @property
+    def deadline_ms(self) -> float | None:
+        """Name the monotonic deadline, if there is one."""
+        return self.job.deadline_ms
+
+    def submission(self) -> wire.Submit:
+        """Ask the worker: from the beginning, or from where the last worker ended."""
+        job = self.job
+        return wire.Submit(
+            ticket=self.id,
+            prompt_ids=job.prompt_ids,
+            n=job.n,
+            seed=job.seed,
+            sampling=job.sampling,
+            stop=job.stop,
+            top_logprobs=job.top_logprobs,
+            constraint=job.constraint,
+            deadline_ms=job.deadline_ms,
+            accepted_ids=tuple(tuple(choice.token_ids) for choice in self._choices)
+            if self.tokens_sent
+            else (),
+            ended=tuple(i for i, choice in enumerate(self._choices) if choice.finish is not None),
+        )
+
+    def start(self) -> None:
+        """Note that the engine has planned its first token; later calls change nothing."""
+        if self._started_ms is None:
+            self._started_ms = self._clock()
+
+    def progress(self, news: wire.PrefillNews) -> None:
+        """Pass on how far the prompt has come."""
+        self._put(Progress(prompt_tokens_done=news.done, prompt_tokens_total=news.total))
+
+    def advance(self, news: wire.News) -> None:
+        """Take in one step's news of one choice; the last one ends the ticket."""
+        choice = self._choices[news.choice]
+        assert choice.finish is None, "news of a choice that had ended"
+        if news.token_ids:
+            if self._first_token_ms is None:
+                self._first_token_ms = self._clock()
+            choice.token_ids.extend(news.token_ids)
+            self.tokens_sent += len(news.token_ids)
+        if news.token_ids or news.text:
+            self._put(
+                Delta(
+                    choice=news.choice,
+                    text=news.text,
+                    token_ids=news.token_ids,
+                    logprobs=news.logprobs,
+                )
+            )
+        if news.finish is not None:
+            choice.finish = news.finish
+            self._put(ChoiceEnd(choice=news.choice, finish_reason=news.finish))
+            reasons = tuple(c.finish for c in self._choices if c.finish is not None)
+            if len(reasons) == self.job.n:
+                self._end(self._final(reasons), drop=False)
+
+    def fail(self, error: ApplianceError, *, drop: bool = True) -> None:
+        """End in an error; idempotent. drop: the worker doesn't know yet."""
+        self._end(error, drop=drop)
+
+    def _put(self, event: TicketEvent) -> None:
+        if not self._queue.put(event):
+            self._end(ClientTooSlow(limit_events=self._events_max), drop=True)
+
+    def _end(self, last: Final | ApplianceError, *, drop: bool) -> None:
+        if not self._ended:
+            self._ended = True
+            self._queue.end(last)
+            self._forget(self, drop)
+
+    def _final(self, reasons: tuple[FinishReason, ...]) -> Final:
+        now_ms = self._clock()
+        started_ms = self._started_ms if self._started_ms is not None else now_ms
+        first_ms = self._first_token_ms if self._first_token_ms is not None else now_ms
+        return Final(
+            usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.tokens_sent),
+            timings=Timings(
+                queue_ms=started_ms - self._admitted_ms,
+                first_token_ms=first_ms - self._admitted_ms,
+                total_ms=now_ms - self._admitted_ms,
+            ),
+            finish_reasons=reasons,
+        )
+
+
+class EmbedTicket:
+    """One embedding's admission to a worker."""
+
+    started = False
+    tokens_sent = 0
+
+    def __init__(
+        self,
+        ticket_id: int,
+        job: EmbedJob,
+        label: str,
+        forget: Callable[[AnyTicket, bool], None],
+    ) -> None:
+        """Begin the life of a ticket; for `forget` see Ticket."""
+        self.id = ticket_id
+        self.job = job
+        self._label = label
+        self._forget = forget
+        self._ended = False
+        self._result: asyncio.Future[EmbedResult] = asyncio.get_running_loop().create_future()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Count the tokens of all inputs."""
+        return sum(len(tokens) for tokens in self.job.inputs)
+
+    @property
+    def deadline_ms(self) -> float | None:
+        """Name the monotonic deadline, if there is one."""
+        return self.job.deadline_ms
+
+    def submission(self) -> wire.SubmitEmbed:
+        """Ask the worker."""
+        return wire.SubmitEmbed(
+            ticket=self.id,
+            inputs=self.job.inputs,
+            normalize=self.job.normalize,
+            deadline_ms=self.job.deadline_ms,
+        )
+
+    async def result(self) -> EmbedResult:
+        """Wait for the vectors; cancelling the wait cancels the ticket.
+
+        Raises:
+            ApplianceError: the ticket ended in it.
+        """
+        try:
+            return await self._result
+        finally:
+            self.cancel()
+
+    def finish(self, frame: wire.Embedded) -> None:
+        """End with the vectors."""
+        result = EmbedResult(
+            version=self._label,
+            size=frame.size,
+            vectors=frame.vectors,
+            prompt_tokens=self.prompt_tokens,
+        )
+        if self._end(drop=False):
+            self._result.set_result(result)
+
+    def fail(self, error: ApplianceError, *, drop: bool = True) -> None:
+        """End in an error; idempotent. drop: the worker doesn't know yet."""
+        if self._end(drop=drop):
+            self._result.set_exception(error)
+
+    def cancel(self) -> None:
+        """End the ticket now; idempotent, does not block."""
+        if self._end(drop=True):
+            self._result.cancel()
+
+    def _end(self, *, drop: bool) -> bool:
+        """Tell whether the ticket had not ended and its reader still waits."""
+        if self._ended:
+            return False
+        self._ended = True
+        self._forget(self, drop)
+        return not self._result.done()
+
+
+AnyTicket: TypeAlias = Ticket | EmbedTicket

@@ -1,0 +1,44 @@
+"""Write a small file so that it is there whole after a power cut, or not at all.
+
+What this room does: temp file in the same directory, fsync, rename, fsync of the directory.
+What it knows: POSIX rename replaces a name at once, and is durable when the directory is synced.
+What it never does: append, or leave a temp file behind on an error it can see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write_durably(path: Path, data: bytes, *, mode: int) -> None:
+    """Put `data` at `path` with the permission bits `mode`, replacing what was there.
+
+    Blocks for two fsyncs. The data is never readable by more than `mode` allows, not for a moment.
+    An OSError leaves the old file as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)  # whatever the umask took away
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and unlinks in `directory` durable; blocks for one fsync."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

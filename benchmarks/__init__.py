@@ -1,0 +1,1 @@
+"""Measurements beside peers: same weights, same machine, one run, ratios."""

@@ -1,0 +1,73 @@
+"""Test how many KV cells a worker takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from appliance.runtime import wire
+from appliance.runtime.gguf import GgufFault, read_head
+from appliance.runtime.loading import fit_cells, kv_cache_bytes
+from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
+
+MIB = 1024 * 1024
+OPTIONS = wire.EngineOptions(
+    path="m.gguf",
+    context_tokens=1024,
+    cells_total=4096,
+    cells_min=1024,
+    sequences_max=4,
+    batch_tokens=64,
+    threads_decode=1,
+    threads_prefill=1,
+    gpu_layers=0,
+    step_ms_while_streaming=300.0,
+    step_ms_max=1000.0,
+    queue_requests_max=4,
+    output_reserve_tokens=16,
+    ack_window_steps=4,
+    memory_reserve_bytes=8 * MIB,
+)
+
+
+@pytest.fixture(name="model", scope="module")
+def _model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_llama(path, SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0, seed=1)
+    return path
+
+
+def _fixed_bytes(model: Path) -> int:
+    return read_head(model).file_bytes + 64 * MIB + OPTIONS.memory_reserve_bytes
+
+
+def test_all_cells_are_taken_where_memory_allows_or_is_unknown(model: Path) -> None:
+    head = read_head(model)
+
+    assert [fit_cells(head, OPTIONS, room) for room in (None, 2**40)] == [4096, 4096]
+
+
+def test_fewer_cells_are_taken_where_memory_is_short(model: Path) -> None:
+    head = read_head(model)
+    room = _fixed_bytes(model) + kv_cache_bytes(head, 2000)
+
+    assert fit_cells(head, OPTIONS, room) == 2000
+
+
+def test_a_model_for_which_not_even_one_context_fits_is_refused(model: Path) -> None:
+    head = read_head(model)
+    room = _fixed_bytes(model) + kv_cache_bytes(head, 1023)
+
+    with pytest.raises(GgufFault, match="MiB are available"):
+        fit_cells(head, OPTIONS, room)
+
+
+def test_cells_that_the_operator_asked_for_are_never_reduced(model: Path) -> None:
+    head = read_head(model)
+    exact = msgspec.structs.replace(OPTIONS, cells_min=OPTIONS.cells_total)
+    room = _fixed_bytes(model) + kv_cache_bytes(head, 2000)
+
+    with pytest.raises(GgufFault):
+        fit_cells(head, exact, room)

@@ -1,0 +1,115 @@
+"""What a reader gets from a ticket, and what a worker is asked again after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from appliance.domain import ChoiceEnd, Delta, Final, FinishReason, Progress, RequestId
+from appliance.errors import ApplianceError, ClientTooSlow, RequestCancelled
+from appliance.runtime import wire
+from appliance.runtime.tickets import AnyTicket, EmbedJob, EmbedTicket, Job, Ticket, TicketEvent
+
+
+class Owner:
+    """Makes tickets, and counts how they end."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[tuple[int, bool]] = []
+        self._now_ms = itertools.count(100, 10)
+
+    def ticket(self, n: int = 1, events_max: int = 64) -> Ticket:
+        job = Job(request_id=RequestId("r"), prompt_ids=(1, 2, 3), seed=5, n=n)
+        return Ticket(
+            9,
+            job,
+            events_max=events_max,
+            now_ms=90.0,
+            clock=lambda: float(next(self._now_ms)),
+            forget=self.forget,
+        )
+
+    def forget(self, ticket: AnyTicket, drop: bool) -> None:  # noqa: FBT001 - a callback
+        self.forgotten.append((ticket.id, drop))
+
+
+def _news(text: str, *ids: int, choice: int = 0, finish: FinishReason | None = None) -> wire.News:
+    return wire.News(ticket=9, choice=choice, token_ids=ids, text=text, finish=finish)
+
+
+def _read(ticket: Ticket) -> list[TicketEvent]:
+    async def run() -> list[TicketEvent]:
+        return [event async for event in ticket.events()]
+
+    return asyncio.run(run())
+
+
+def test_a_slow_reader_gets_fewer_larger_deltas_and_one_final() -> None:
+    owner = Owner()
+    ticket = owner.ticket()
+    ticket.start()
+    ticket.progress(wire.PrefillNews(ticket=9, done=1, total=3))
+    ticket.progress(wire.PrefillNews(ticket=9, done=3, total=3))
+    ticket.advance(_news("a", 7))
+    ticket.advance(_news("b", 8))
+    ticket.advance(_news("", finish=FinishReason.STOP))
+    progress, delta, end, final = _read(ticket)
+    assert progress == Progress(prompt_tokens_done=3, prompt_tokens_total=3)
+    assert delta == Delta(choice=0, text="ab", token_ids=(7, 8))
+    assert end == ChoiceEnd(choice=0, finish_reason=FinishReason.STOP)
+    assert isinstance(final, Final)
+    assert final.usage.completion_tokens == 2
+    assert (final.timings.queue_ms, final.timings.first_token_ms) == (10.0, 20.0)
+    assert owner.forgotten == [(9, False)]
+
+
+def test_the_bound_counts_what_came_not_what_it_was_merged_into() -> None:
+    owner = Owner()
+    ticket = owner.ticket(events_max=4)
+    for token in range(5):
+        ticket.advance(_news("x", token))
+    with pytest.raises(ClientTooSlow):
+        _read(ticket)
+    assert owner.forgotten == [(9, True)]
+
+
+def test_a_ticket_ends_once() -> None:
+    owner = Owner()
+    ticket = owner.ticket()
+    ticket.cancel()
+    ticket.cancel()
+    ticket.fail(ClientTooSlow(limit_events=1))
+    with pytest.raises(RequestCancelled):
+        _read(ticket)
+    assert owner.forgotten == [(9, True)]
+
+
+def test_a_replay_asks_from_where_the_last_worker_ended() -> None:
+    ticket = Owner().ticket(n=2)
+    assert ticket.submission().accepted_ids == ()
+    ticket.advance(_news("a", 7, choice=0))
+    ticket.advance(_news("b", 8, choice=1, finish=FinishReason.LENGTH))
+    again = ticket.submission()
+    assert again.accepted_ids == ((7,), (8,))
+    assert again.ended == (1,)
+    assert (again.prompt_ids, again.seed, again.n) == ((1, 2, 3), 5, 2)
+
+
+def test_an_embedding_ends_once_and_its_reader_gets_vectors_or_the_error() -> None:
+    async def run() -> None:
+        owner = Owner()
+        job = EmbedJob(request_id=RequestId("r"), inputs=((1, 2), (3,)))
+        done = EmbedTicket(1, job, "m@1", owner.forget)
+        done.finish(wire.Embedded(ticket=1, size=1, vectors=(b"\0\0\0\0", b"\0\0\0\0")))
+        done.cancel()
+        result = await done.result()
+        assert (result.version, result.prompt_tokens, len(result.vectors)) == ("m@1", 3, 2)
+        failed = EmbedTicket(2, job, "m@1", owner.forget)
+        failed.fail(RequestCancelled(), drop=False)
+        with pytest.raises(ApplianceError):
+            await failed.result()
+        assert owner.forgotten == [(1, False), (2, False)]
+
+    asyncio.run(run())

@@ -1,0 +1,238 @@
+"""Reading the configuration: what is accepted, and what each refusal says."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from appliance.config import (
+    SECTIONS,
+    Config,
+    Engine,
+    Limits,
+    Model,
+    describe,
+    effective,
+    is_loopback,
+    load,
+    parse_override,
+)
+from appliance.config.load import CONFIG_BYTES_MAX
+from appliance.errors import ConfigError
+from tools import config_reference
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "appliance.toml"
+
+
+def refused(path: Path | None = None, **overrides: object) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(path, {key.replace("__", "."): value for key, value in overrides.items()})
+    return error.value.message
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    return path
+
+
+def test_no_file_means_the_defaults() -> None:
+    assert load(None) == Config()
+
+
+def test_the_shipped_file_holds_every_key_with_its_default() -> None:
+    assert load(SHIPPED) == Config()
+    tree = tomllib.loads(SHIPPED.read_text())
+    for name, section in SECTIONS.items():
+        if name != "models":
+            assert set(tree[name]) == set(section.__struct_fields__)
+
+
+def test_the_shipped_file_and_the_page_are_what_the_tree_says() -> None:
+    assert SHIPPED.read_text() == config_reference.commented_file()
+    assert config_reference.PAGE.read_text() == config_reference.page()
+
+
+def test_the_example_of_a_model_in_the_shipped_file_is_valid(tmp_path: Path) -> None:
+    _, _, example = SHIPPED.read_text().partition("# [[models]]")
+    lines = [line for line in example.splitlines() if " = " in line]
+    text = "\n".join(["[[models]]", *(line.removeprefix("# ") for line in lines)])
+    assert load(written(tmp_path, text)).models == (Model(path="model.gguf"),)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_key_is_described_and_every_number_is_bounded(name: str) -> None:
+    section = SECTIONS[name]
+    for field, kind in get_type_hints(section).items():
+        meta = describe(section, field)
+        assert meta.description
+        assert meta.description.endswith(".")
+        if kind in {int, float}:
+            assert meta.ge is not None or meta.gt is not None
+            assert meta.le is not None
+
+
+def _bounds() -> Iterator[tuple[str, float]]:
+    for name, section in SECTIONS.items():
+        if name == "models":
+            continue
+        for field, kind in get_type_hints(section).items():
+            if kind not in {int, float}:
+                continue
+            meta = describe(section, field)
+            assert meta.le is not None
+            yield f"{name}.{field}", meta.le + 1
+            low = meta.ge if meta.ge is not None else meta.gt
+            assert low is not None
+            yield f"{name}.{field}", low - 1
+            if kind is float:
+                yield from ((f"{name}.{field}", float(odd)) for odd in ("nan", "inf", "-inf"))
+
+
+@pytest.mark.parametrize(("key", "value"), list(_bounds()))
+def test_a_number_out_of_its_bounds_is_refused_with_its_key(key: str, value: float) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(None, {key: value})
+    assert error.value.key == key
+
+
+def test_effective_values_read_back_to_the_same_tree(tmp_path: Path) -> None:
+    config = Config(
+        engine=Engine(threads=3, stall_factor=2.5),
+        limits=Limits(messages=7),
+        models=(Model(path='a "b"\\\u4e2d\x7f.gguf', name="a"), Model(path="c", embedding=True)),
+    )
+    assert load(written(tmp_path, effective(config))) == config
+
+
+def test_overrides_are_stronger_than_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[engine]\nthreads = 2\nbatch_tokens = 64\n")
+    config = load(path, {"engine.threads": 5, "models": [{"path": "x"}]})
+    assert (config.engine.threads, config.engine.batch_tokens) == (5, 64)
+    assert config.models == (Model(path="x"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("engine.threads=2", ("engine.threads", 2)),
+        ("rest.tcp=127.0.0.1:1", ("rest.tcp", "127.0.0.1:1")),
+        ('rest.allowed_origins=["a"]', ("rest.allowed_origins", ["a"])),
+        ("grpc.reflection=false", ("grpc.reflection", False)),
+        ("grpc.tcp=", ("grpc.tcp", "")),
+    ],
+)
+def test_an_override_is_a_toml_value_or_a_bare_word(text: str, expected: object) -> None:
+    assert parse_override(text) == expected
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_override("engine.threads")
+
+
+def test_an_unknown_key_names_the_nearest_one() -> None:
+    assert refused(engine__thread=1) == (
+        "engine.thread: is not a key; did you mean 'engine.threads'?"
+    )
+    assert refused(engin__threads=1) == "engin: is not a key; did you mean 'engine'?"
+    assert refused(grpc__state_dir="x") == (
+        "grpc.state_dir: is not a key; did you mean 'server.state_dir'?"
+    )
+    assert refused(models=[{"path": "a", "nam": "b"}]) == (
+        "models.nam: is not a key; did you mean 'models.name'?"
+    )
+    assert "known are server.drain_s, server.log_level" in refused(server__zzz=1)
+
+
+def test_a_wrong_type_names_key_and_value() -> None:
+    assert refused(engine__threads="two") == "engine.threads: expected int, got str, not 'two'"
+    assert refused(engine__threads=2.5) == "engine.threads: expected int, got float, not 2.5"
+    assert refused(grpc__reflection=1) == "grpc.reflection: expected bool, got int, not 1"
+    assert refused(rest__allowed_hosts="a").startswith("rest.allowed_hosts: expected array")
+    assert refused(server=3).startswith("server: expected object")
+    assert refused(models={"path": "a"}).startswith("models: expected array")
+    assert refused(models=[{}]) == "models[0]: object missing required field path"
+    assert refused(models=[{"path": "a"}, {"path": 1}]).startswith("models[1].path: expected str")
+    assert refused(server__log_level="loud").startswith("server.log_level: invalid enum value")
+
+
+def test_an_override_into_something_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "engine = 3\n")
+    assert refused(path, engine__threads=1) == "engine.threads: 'engine' is not a table"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[engine\n", "Expected ']'"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"#" * (CONFIG_BYTES_MAX + 1), "is larger than"),
+        (b"a = 1\na = 2\n", "Cannot overwrite a value"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(content)
+    message = refused(path)
+    assert message.startswith(f"{path}: ")
+    assert reason in message
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none.toml") == f"{tmp_path}/none.toml: No such file or directory"
+    assert refused(tmp_path) == f"{tmp_path}: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ({"engine.step_ms_max": 100.0}, "engine.step_ms_while_streaming"),
+        ({"engine.restart_backoff_ms_max": 1.0}, "engine.restart_backoff_ms"),
+        ({"engine.batch_tokens": 32}, "engine.sequences_max"),
+        ({"engine.output_reserve_tokens": 9000}, "engine.output_reserve_tokens"),
+        ({"engine.cells_total": 256}, "engine.batch_tokens"),
+        ({"engine.cells_total": 1024}, "engine.context_tokens"),
+        ({"limits.queue_prompt_tokens": 1024}, "limits.queue_prompt_tokens"),
+        ({"models": [{"path": "a", "context_tokens": 300_000}]}, "limits.queue_prompt_tokens"),
+        ({"grpc.message_bytes_max": 65_536}, "limits.prompt_bytes"),
+        ({"rest.body_bytes_max": 65_536}, "limits.prompt_bytes"),
+        ({"models": [{"path": "a", "name": "x"}, {"path": "b", "name": "x"}]}, "models.name"),
+        ({"grpc.tcp": "127.0.0.1:8321"}, "grpc.tcp"),
+        ({"rest.tcp": "0.0.0.0:8321"}, "rest.tcp"),
+        ({"grpc.tcp": "192.168.1.4:8322"}, "grpc.tcp"),
+        ({"rest.allowed_hosts": []}, "rest.allowed_hosts"),
+        ({"server.runtime_dir": "/" + "x" * 107}, "grpc.unix_path"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(
+    overrides: dict[str, object], key: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(None, overrides)
+    assert error.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:80", True),
+        ("127.8.9.1:0", True),
+        ("[::1]:80", True),
+        ("localhost:80", True),
+        ("127.0.0.1", False),
+        ("127.0.0.1:", False),
+        ("127.0.0.1:65536", False),
+        ("127.0.0.1:-1", False),
+        ("0.0.0.0:80", False),
+        ("[::]:80", False),
+        ("example.com:80", False),
+        (":80", False),
+    ],
+)
+def test_only_loopback_addresses_with_a_port_are_loopback(address: str, *, expected: bool) -> None:
+    assert is_loopback(address) is expected

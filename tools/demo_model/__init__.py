@@ -1,0 +1,1 @@
+"""Make the demo model: text, tokenizer, training, GGUF files, measurement."""
