@@ -29,6 +29,7 @@ docs: ready-dev ## write again what is generated from the code
 	$(BIN)/python -m tools.config_reference
 	$(BIN)/python -m tools.code_reference
 	$(BIN)/python -m tools.import_picture
+	$(BIN)/python -m tools.room_table
 
 figures-first: ready-dev ## measure beside llama-server (built once in the user's cache); 25 minutes
 	$(BIN)/python -m benchmarks.first
@@ -41,7 +42,8 @@ lock: ready-dev ## resolve the pinned packages again
 	$(LOCK) --upgrade requirements-build.in --output-file requirements-build.lock
 
 clean: ## remove what the other targets made, but not the compiled engine in the user's cache
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		.import_linter_cache tests/clients/node_modules
 	find appliance tools tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 ready:

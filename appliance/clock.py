@@ -16,6 +16,11 @@ def monotonic_ms() -> float:
     return time.monotonic_ns() / 1e6
 
 
+def cpu_ms() -> float:
+    """Read how long this process has used the processor, in milliseconds: a price, not a time."""
+    return time.process_time_ns() / 1e6
+
+
 def utc_ms() -> int:
     """Read the wall clock as UTC milliseconds since 1970."""
     return time.time_ns() // 1_000_000

@@ -21,6 +21,7 @@ import contextlib
 import enum
 import faulthandler
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -42,7 +43,7 @@ from appliance.api.rest_server import RestServer
 from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Config
 from appliance.domain import Client, ClientKind, VersionState
-from appliance.errors import ApplianceError, ConfigError
+from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.local_versions import LocalVersions, Reading
 from appliance.observe.metrics import Metrics
 from appliance.runtime.router import Router
@@ -160,7 +161,20 @@ class Daemon:
             state_dir = Path(self._config.server.state_dir)
             identity = await asyncio.to_thread(Identity.open, state_dir)
             versions = LocalVersions(state, identity, store_wait_s=2 * settings.busy_timeout_s)
-            await self._serve(versions, Audit(events, settings, utc_ms))
+            audit = Audit(events, settings, utc_ms)
+            try:
+                await self._serve(versions, audit, self._metrics(audit, state=state, events=events))
+            finally:
+                await _flush(audit)
+
+    def _metrics(self, audit: Audit, **stores: Store) -> Metrics:
+        limit = self._config.limits.metric_series
+        metrics = Metrics(version=program_version(), series_max=limit)
+        metrics.follow("appliance_audit_records_lost_total", lambda: audit.lost)
+        for name, store in stores.items():
+            failures = functools.partial(getattr, store, "failures")
+            metrics.follow("appliance_store_failures_total", failures, database=name)
+        return metrics
 
     @contextlib.asynccontextmanager
     async def _store(self, name: str, migrations: Sequence[Migration]) -> AsyncIterator[Store]:
@@ -177,9 +191,8 @@ class Daemon:
             if not await asyncio.to_thread(store.close, STORE_CLOSE_S):
                 logs.event("store_not_closed", level=logging.ERROR, store=name)
 
-    async def _serve(self, versions: LocalVersions, audit: Audit) -> None:
+    async def _serve(self, versions: LocalVersions, audit: Audit, metrics: Metrics) -> None:
         config = self._config
-        metrics = Metrics(version=program_version(), series_max=config.limits.metric_series)
         workers = max(1, len(config.models))
         router = Router(config.engine, config.limits, metrics, workers_planned=workers)
         service = Service(router, audit, metrics, config.limits, clock=monotonic_ms)
@@ -348,6 +361,16 @@ def held_directory(key: str, path: Path) -> Iterator[None]:
         except OSError as error:
             raise InUse(f"{key}: {path} is in use by another appliance") from error
         yield
+
+
+async def _flush(audit: Audit) -> None:
+    """Write what an earlier failure left of the audit; its store says what can't be written."""
+    written = asyncio.wrap_future(audit.flush())
+    try:
+        async with asyncio.timeout(STORE_CLOSE_S):
+            await written
+    except (StoreError, TimeoutError) as error:
+        logs.event("audit_not_flushed", level=logging.ERROR, reason=str(error) or "too slow")
 
 
 def _reason(error: Exception) -> ApplianceError | InUse | None:

@@ -25,6 +25,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -115,8 +116,14 @@ def debian_pip_wheel(scratch: Path) -> Path:
     installed = Path("/usr/share/python-wheels")
     if not list(installed.glob("pip-*.whl")):
         say("    python3-venv is not installed; taking pip from Debian's python3-pip-whl")
-        if not _succeeds("apt-get", "download", "python3-pip-whl", directory=scratch):
-            raise BootstrapError("pip is missing; run: apt-get install python3-venv")
+        download = ("apt-get", "download", "python3-pip-whl")
+        if not _succeeds(*download, directory=scratch):  # perhaps there are no lists yet
+            lists = ("-o", f"Dir::State::Lists={scratch}/lists", "-o", f"Dir::Cache={scratch}")
+            (scratch / "lists" / "partial").mkdir(parents=True)
+            if not _succeeds("apt-get", *lists, "update") or not _succeeds(
+                download[0], *lists, *download[1:], directory=scratch
+            ):
+                raise BootstrapError("pip is missing; run: apt-get install python3-venv")
         for package in scratch.glob("*.deb"):
             run(["dpkg-deb", "-x", str(package), str(scratch / "root")], "unpacking")
         installed = scratch / "root" / "usr/share/python-wheels"
@@ -140,12 +147,13 @@ def _succeeds(*command: str, directory: Path = ROOT) -> bool:
 def engine_wheel(lock: Path, build_lock: Path, scratch: Path) -> Path:
     """Return the engine's wheel, compiled for this machine now or at an earlier run."""
     entry = next(text for name, text in entries(lock) if name == ENGINE)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cached = home / "appliance" / "wheels" / engine_key(entry, build_lock)
-    wheels = list(cached.glob("*.whl"))
-    if wheels:
+    key = engine_key(entry, build_lock)
+    home = cache_directory()
+    cached = home / key if home is not None else None
+    found = cached_wheel(cached)
+    if found is not None:
         say("    compiled before; taken from the cache")
-        return wheels[0]
+        return found
     requirement = scratch / "engine.lock"
     requirement.write_text(entry)
     say("    there is no ready-made file for it, so llama.cpp is compiled now, once:")
@@ -159,8 +167,7 @@ def engine_wheel(lock: Path, build_lock: Path, scratch: Path) -> Path:
     pip("compiling", "wheel", "--verbose", "--require-hashes", "--no-deps", "--no-cache-dir",
         "--no-build-isolation", f"--no-binary={ENGINE}", "-w", str(built), "-r", str(requirement),
         environment=environment)  # fmt: skip
-    wheel = next(built.glob("*.whl"))
-    return _keep(wheel, cached)
+    return keep(next(built.glob("*.whl")), cached)
 
 
 def engine_key(entry: str, build_lock: Path) -> str:
@@ -182,8 +189,35 @@ def engine_key(entry: str, build_lock: Path) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _keep(wheel: Path, cached: Path) -> Path:
+def cache_directory() -> Path | None:
+    """Name where compiled wheels are kept; None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base and os.environ.get("HOME") == "":
+        return None
+    if not base:
+        try:
+            base = str(Path.home() / ".cache")
+        except RuntimeError:
+            return None
+    return Path(base) / "appliance" / "wheels"
+
+
+def cached_wheel(cached: Path | None) -> Path | None:
+    """Find a wheel that is whole."""
+    for wheel in cached.glob("*.whl") if cached is not None else ():
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                if archive.testzip() is None:
+                    return wheel
+        except (OSError, zipfile.BadZipFile):
+            continue
+    return None
+
+
+def keep(wheel: Path, cached: Path | None) -> Path:
     """Copy the wheel into the cache if that can be written; return where it lies."""
+    if cached is None:
+        return wheel
     try:
         cached.mkdir(parents=True, exist_ok=True)
         temporary = cached / f".{wheel.name}.{os.getpid()}"

@@ -125,7 +125,7 @@ class Service:
     async def _events(
         self, client: Client, request: GenerateRequest, flight: _InFlight, account: Account
     ) -> AsyncGenerator[Event, None]:
-        version = self._router.find(request.model)
+        version = self._find(request.model)
         account.found(version)
         prepared = await self._router.prepare(
             version, request.prompt, constraint=request.constraint
@@ -194,7 +194,7 @@ class Service:
         with self._account(Operation.EMBED, client, request.request_id) as account:
             check_embed(request, self._limits)
             with self._flight(client, request.request_id) as flight:
-                version = self._router.find(request.model, embedding=True)
+                version = self._find(request.model, embedding=True)
                 account.found(version)
                 try:
                     async with asyncio.timeout(None) as flight.scope:
@@ -237,7 +237,7 @@ class Service:
         version = self._find_any(model)
         prompt = TextPrompt(text=text)
         prepared = await self._router.prepare(
-            version, prompt, add_bos=add_bos, parse_special=parse_special
+            version, prompt, add_bos=add_bos, parse_special=parse_special, with_pieces=True
         )
         return version, prepared
 
@@ -323,12 +323,23 @@ class Service:
             self._audit.record(client, verb, target, error.code)
             raise
 
+    def _find(self, model: str, *, embedding: bool = False) -> ModelVersion:
+        """Find a version by name; no name means the only one, and without such a one is refused."""
+        try:
+            return self._router.find(model, embedding=embedding)
+        except ModelNotServed:
+            if model:
+                raise
+            names = ", ".join(status.version.label for status in self._router.models())
+            reason = f"must name a model, since not just one could be meant; here are: {names}"
+            raise InvalidRequest(field="model", reason=reason) from None
+
     def _find_any(self, model: str) -> ModelVersion:
         """Find a version by name, whatever it is for; vocabularies are alike in that."""
         try:
             return self._router.find(model)
         except ModelNotServed:
-            return self._router.find(model, embedding=True)
+            return self._find(model, embedding=True)
 
     def _deadline(self, asked_ms: float | None) -> float:
         """Take the sooner of what the client asked and what the operator allows.

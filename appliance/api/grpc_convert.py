@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Iterable
 
 import msgspec
 
 from appliance.api.limits import new_request_id
 from appliance.api.proto import inference_pb2 as pb
+from appliance.api.turns import check_message, check_tool_name
 from appliance.domain import (
     Accepted,
     ChatPrompt,
@@ -106,7 +108,7 @@ def read_chat(given: pb.ChatInput, deadline_ms: float | None) -> GenerateRequest
     Raises:
         InvalidRequest: a role or a tool is missing, or an option is out of range.
     """
-    tools = tuple(_tool(index, tool) for index, tool in enumerate(given.tools))
+    tools = _tools(given.tools)
     prompt = ChatPrompt(
         messages=tuple(_message(index, turn) for index, turn in enumerate(given.messages)),
         tools=tools,
@@ -187,14 +189,13 @@ def _constraint(given: pb.Constraint) -> Constraint | None:
     return Constraint(kind=ConstraintKind.CHOICES, text=texts)
 
 
-def _tool(index: int, given: pb.Tool) -> Tool:
-    if not given.name:
-        raise InvalidRequest(field=f"tools[{index}].name", reason="is missing")
-    return Tool(
-        name=given.name,
-        description=given.description,
-        parameters=given.parameters_json or "{}",
-    )
+def _tools(given: Iterable[pb.Tool]) -> tuple[Tool, ...]:
+    tools: list[Tool] = []
+    for index, tool in enumerate(given):
+        check_tool_name(f"tools[{index}].name", tool.name, tools)
+        parameters = tool.parameters_json or "{}"
+        tools.append(Tool(name=tool.name, description=tool.description, parameters=parameters))
+    return tuple(tools)
 
 
 def _tool_choice(given: pb.ToolChoice, tools: tuple[Tool, ...]) -> ToolChoice:
@@ -210,10 +211,11 @@ def _tool_choice(given: pb.ToolChoice, tools: tuple[Tool, ...]) -> ToolChoice:
 
 
 def _message(index: int, given: pb.Message) -> Message:
+    field = f"messages[{index}]"
     role = _ROLES.get(given.role)
     if role is None:
-        raise InvalidRequest(field=f"messages[{index}].role", reason="is missing or unknown")
-    return Message(
+        raise InvalidRequest(field=f"{field}.role", reason="is missing or unknown")
+    message = Message(
         role=role,
         content=given.content,
         name=given.name,
@@ -223,6 +225,8 @@ def _message(index: int, given: pb.Message) -> Message:
         ),
         tool_call_id=given.tool_call_id,
     )
+    check_message(field, message)
+    return message
 
 
 # --- answers --------------------------------------------------------------------------------------

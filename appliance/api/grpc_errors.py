@@ -19,7 +19,9 @@ from appliance.errors import ApplianceError, FieldValue
 
 DOMAIN = "appliance"
 _S_NANOS = 1_000_000_000
-_METADATA_CHARS_MAX = 256
+# Trailers have a bound (8 kB by default), so every text in them has one too, in bytes.
+_MESSAGE_BYTES_MAX = 1024
+_FIELD_BYTES_MAX = 256
 
 GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -49,7 +51,7 @@ def status_of(error: ApplianceError) -> grpc.Status:
     """Make the status of an error, with its details."""
     status = status_pb2.Status(
         code=GRPC_STATUS[type(error)].value[0],
-        message=error.message,
+        message=_cut(error.message, _MESSAGE_BYTES_MAX),
         details=[_pack(detail) for detail in _details(error)],
     )
     return rpc_status.to_status(status)
@@ -84,20 +86,27 @@ def _details(error: ApplianceError) -> list[Message]:
         details.append(retry)
     if isinstance(error, (errors.InvalidRequest, errors.SchemaUnsupported)):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.reason
+            field=_cut(error.field, _FIELD_BYTES_MAX),
+            description=_cut(error.reason, _FIELD_BYTES_MAX),
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.ModelNotServed):
         details.append(
             error_details_pb2.ResourceInfo(
-                resource_type="model", resource_name=error.model, description=error.message
+                resource_type="model",
+                resource_name=_cut(error.model, _FIELD_BYTES_MAX),
+                description="the model is not served here",
             )
         )
     return details
 
 
 def _shown(value: FieldValue) -> str:
-    """Show a field; trailers have a bound (8 kB by default), so a field has one too."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value)[:_METADATA_CHARS_MAX]
+    return _cut(str(value), _FIELD_BYTES_MAX)
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    """Leave out the end of a text that is too long, at a whole character."""
+    return text.encode()[:bytes_max].decode(errors="ignore")

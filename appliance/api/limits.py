@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 import secrets
+from array import array
+from itertools import accumulate
 
 from appliance.config import Limits
 from appliance.domain import (
     ChatPrompt,
     Constraint,
+    ConstraintKind,
     EmbedRequest,
     GenerateRequest,
     Prompt,
@@ -26,6 +29,11 @@ from appliance.errors import InvalidRequest
 
 TOKEN_ID_MAX = 2**31 - 1
 REQUEST_ID_CHARS_MAX = 128
+JSON_DEPTH_MAX = 100  # of a schema or of arguments; deeper, some reader on the way gives up
+_SHOWN_CHARS = 64
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+_STEPS = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")  # +1 and -1 as signed bytes
 _SEED_BITS = 53  # exact in the numbers of every JSON reader
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -120,11 +128,29 @@ def _check_chat(prompt: ChatPrompt, limits: Limits) -> None:
     _refuse(not prompt.messages, "messages", "is empty")
     for tool in prompt.tools:
         _check_bytes("tools", len(tool.parameters.encode()), limits.constraint_bytes)
+        _check_depth("tools", tool.parameters)
+    for index, message in enumerate(prompt.messages):
+        for call in message.tool_calls:
+            field = f"messages[{index}].tool_calls"
+            _check_bytes(field, len(call.arguments.encode()), limits.prompt_bytes)
+            _check_depth(field, call.arguments)
 
 
 def _check_constraint(constraint: Constraint | None, limits: Limits) -> None:
     if constraint is not None:
         _check_bytes(constraint.kind.value, len(constraint.text.encode()), limits.constraint_bytes)
+        if constraint.kind is ConstraintKind.JSON_SCHEMA:
+            _check_depth(constraint.kind.value, constraint.text)
+
+
+def _check_depth(field: str, text: str) -> None:
+    """Check how deeply JSON text is nested; what is not JSON is left to those who parse it."""
+    if text.count("{") + text.count("[") > JSON_DEPTH_MAX:
+        brackets = _JSON_STRING.sub("", text).encode().translate(None, _NOT_BRACKETS)
+        depth = max(accumulate(array("b", brackets.translate(_STEPS))), default=0)
+        _refuse(
+            depth > JSON_DEPTH_MAX, field, f"is nested {depth} deep; the limit is {JSON_DEPTH_MAX}"
+        )
 
 
 def _check_bytes(field: str, size: int, limit: int) -> None:
@@ -133,7 +159,11 @@ def _check_bytes(field: str, size: int, limit: int) -> None:
 
 def _check_token_ids(field: str, token_ids: tuple[int, ...]) -> None:
     for token_id in token_ids:
-        _refuse(not 0 <= token_id <= TOKEN_ID_MAX, field, f"{token_id} is not a token id")
+        _refuse(
+            not 0 <= token_id <= TOKEN_ID_MAX,
+            field,
+            f"{str(token_id)[:_SHOWN_CHARS]} is not a token id",
+        )
 
 
 def _prompt_bytes(prompt: Prompt) -> int:

@@ -9,9 +9,9 @@ What it never does: render a template, or check a schema (the text process does 
 from __future__ import annotations
 
 import json
-import re
 
 from appliance.api.openai_shapes import ChatBody, MessageBody, ToolCallPart
+from appliance.api.turns import check_message, check_tool_name
 from appliance.domain import (
     Constraint,
     ConstraintKind,
@@ -24,7 +24,6 @@ from appliance.domain import (
 from appliance.errors import InvalidRequest, SchemaUnsupported
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_TOOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _SHOWN_CHARS = 64
 _WORDS = {
     "auto": ToolChoiceMode.AUTO,
@@ -49,15 +48,7 @@ def tools_of(chat: ChatBody) -> tuple[tuple[Tool, ...], list[str]]:
         if body.type != "function" or body.function is None:
             raise InvalidRequest(field=field, reason="only tools of type 'function' are served")
         function = body.function
-        if not _TOOL_NAME.fullmatch(function.name):
-            raise InvalidRequest(
-                field=f"{field}.function.name",
-                reason="must be 1 to 64 letters, digits, dots, dashes or underscores",
-            )
-        if any(tool.name == function.name for tool in tools):
-            raise InvalidRequest(
-                field=f"{field}.function.name", reason=f"'{function.name}' is there twice"
-            )
+        check_tool_name(f"{field}.function.name", function.name, tools)
         if function.strict is not None:
             ignored = ["tools.function.strict"]
         tools.append(
@@ -114,7 +105,10 @@ def constraint_of(chat: ChatBody) -> Constraint | None:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError as error:
+        raise InvalidRequest(field="body", reason="is nested too deeply") from error
 
 
 def _message(field: str, body: MessageBody) -> Message:
@@ -126,21 +120,19 @@ def _message(field: str, body: MessageBody) -> Message:
         raise InvalidRequest(field=f"{field}.function_call", reason="use 'tool_calls'")
     if body.audio is not None:
         raise InvalidRequest(field=f"{field}.audio", reason="audio is not served here")
-    if body.role == "tool" and not body.tool_call_id:
-        raise InvalidRequest(field=f"{field}.tool_call_id", reason="is missing")
-    if body.tool_calls and body.role != "assistant":
-        raise InvalidRequest(field=f"{field}.tool_calls", reason="only an assistant calls tools")
     calls = tuple(
         _tool_call(f"{field}.tool_calls[{index}]", call)
         for index, call in enumerate(body.tool_calls or ())
     )
-    return Message(
+    message = Message(
         role=body.role,
         content=_content(field, body, needed=not calls),
         name=body.name or "",
         tool_calls=calls,
         tool_call_id=body.tool_call_id or "",
     )
+    check_message(field, message)
+    return message
 
 
 def _content(field: str, body: MessageBody, *, needed: bool) -> str:

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from appliance.api.bugs import log_bug
 from appliance.api.limits import new_request_id
@@ -24,6 +24,7 @@ from appliance.domain import RequestId
 from appliance.errors import ApplianceError, BodyTooLarge, HostNotAllowed, InvalidRequest
 
 REQUEST_ID = web.RequestKey("request_id", RequestId)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _METHODS = "GET, POST, OPTIONS"
 _PREFLIGHT_S = "600"
 _SHOWN_CHARS = 128
@@ -51,6 +52,17 @@ class Guard:
             response.headers.update(self.cors(request))
             await deliver(request, response, self._settings.write_timeout_s)
         return response
+
+    async def expect(self, request: web.Request) -> web.StreamResponse | None:
+        """Tell a client that waits with its body to go on; refuse any other expectation."""
+        if request.version < HttpVersion11:
+            return None
+        if request.headers["Expect"].lower() != "100-continue":
+            return _refuse(request, web.HTTPExpectationFailed())
+        async with asyncio.timeout(self._settings.write_timeout_s):
+            await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0  # as aiohttp's own: the answer has not begun
+        return None
 
     def cors(self, request: web.Request) -> dict[str, str]:
         """Write the headers that let a configured origin read the answer."""
@@ -109,7 +121,7 @@ class Guard:
     def _check_host(self, request: web.Request) -> None:
         host = request.headers.get("Host", "")
         if _bare(_host_name(host)) not in self._hosts:
-            raise HostNotAllowed(header="Host", value=host[:_SHOWN_CHARS])
+            raise HostNotAllowed(header="Host", value=_shown(host))
 
     def _check_origin(self, request: web.Request) -> None:
         """Let through no origin (not a browser), our own, and configured ones."""
@@ -118,7 +130,7 @@ class Guard:
             return
         own = f"http://{request.headers.get('Host', '')}"
         if origin.lower() != own.lower():
-            raise HostNotAllowed(header="Origin", value=origin[:_SHOWN_CHARS])
+            raise HostNotAllowed(header="Origin", value=_shown(origin))
 
     def _preflight(self, request: web.Request) -> web.StreamResponse:
         if not self.cors(request):
@@ -132,6 +144,11 @@ class Guard:
                 "Access-Control-Max-Age": _PREFLIGHT_S,
             },
         )
+
+
+def _shown(header: str) -> str:
+    """Cut a header's value; bytes in it that were not text are written as escapes."""
+    return header[:_SHOWN_CHARS].encode(errors="backslashreplace").decode()
 
 
 def _host_name(host: str) -> str:

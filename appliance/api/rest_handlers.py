@@ -54,10 +54,11 @@ class Handlers:
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes."""
+        expect = self._guard.expect
         return [
-            web.post("/v1/chat/completions", self.chat),
-            web.post("/v1/completions", self.completions),
-            web.post("/v1/embeddings", self.embeddings),
+            web.post("/v1/chat/completions", self.chat, expect_handler=expect),
+            web.post("/v1/completions", self.completions, expect_handler=expect),
+            web.post("/v1/embeddings", self.embeddings, expect_handler=expect),
             web.get("/v1/models", self.models),
             web.get("/v1/models/{name:.+}", self.model),
             web.get("/healthz", self.healthz),

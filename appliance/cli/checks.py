@@ -45,8 +45,9 @@ PYTHON_MIN = (3, 11)
 BUILT_UTC_S = 1_790_000_000  # September 2026: no clock is right that shows less
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 PACKAGES = (
-    *("aiohttp", "apsw", "click", "cryptography", "grpcio", "jinja2", "llama-cpp-python"),
-    *("llguidance", "msgspec", "numpy", "nvidia-ml-py", "protobuf", "psutil", "rich"),
+    *("aiohttp", "click", "cryptography", "grpcio", "jinja2", "llama-cpp-python", "llguidance"),
+    *("msgspec", "numpy", "nvidia-ml-py", "protobuf", "psutil", "pysqlite3", "rich"),
+    "sqlite-utils",
 )
 
 
@@ -247,7 +248,7 @@ def sqlite() -> Finding:
     """Check the version of the SQLite we bring along."""
     version = sqlite_version()
     old = tuple(int(part) for part in version.split(".")) < SQLITE_MIN
-    remedy = "install a newer apsw: this SQLite can corrupt a database"
+    remedy = "install a newer pysqlite3: this SQLite can corrupt a database"
     return _found("sqlite", version, fail=remedy if old else "")
 
 

@@ -237,7 +237,9 @@ def _chat_input(request: domain.GenerateRequest, prompt: domain.ChatPrompt) -> p
             for tool in prompt.tools
         ],
         tool_choice=pb.ToolChoice(
-            mode=_TOOL_MODES[prompt.tool_choice.mode], name=prompt.tool_choice.name
+            mode=_TOOL_MODES[prompt.tool_choice.mode],
+            name=prompt.tool_choice.name,
+            one_call=not prompt.tool_choice.parallel,
         ),
         sampling=_sampling(request.sampling),
         stop=_stop(request.stop),

@@ -70,9 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.UsageError as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return exits.USAGE
+    except click.UsageError as error:
+        failure = exits.CommandFailed(_usage(error), exits.USAGE)
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
     except click.ClickException as error:
@@ -84,3 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
     line = " ".join(failure.sentence.split())
     print(f"{PROGRAM}: {line}", file=sys.stderr)
     return failure.exit_code
+
+
+def _usage(error: click.UsageError) -> str:
+    """Say what is wrong with the words of a command, and where to read the right ones."""
+    command = error.ctx.command_path if error.ctx is not None else PROGRAM
+    return f"{error.format_message().removesuffix('.')}; see '{command} --help'"

@@ -177,6 +177,14 @@ class Engine(Section):
         int,
         Meta(ge=1, le=65_536, description="KV cells kept for a request's output at admission."),
     ] = 128
+    overtakes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65_536,
+            description="Later requests that may start before one that does not fit yet.",
+        ),
+    ] = 16
     ack_window_steps: Annotated[
         int,
         Meta(
@@ -276,6 +284,17 @@ class Limits(Section):
     constraint_bytes: Annotated[
         int, Meta(ge=64, le=_GIB, description="Largest schema or expression, in bytes.")
     ] = 65_536
+    constraint_ms: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=60_000,
+            description=(
+                "What a schema or expression may cost to compile, in ms of CPU time; as long "
+                "the streams of its model may have to wait for it."
+            ),
+        ),
+    ] = 250.0
     metric_series: Annotated[
         int,
         Meta(

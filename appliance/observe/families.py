@@ -149,6 +149,17 @@ FAMILIES: tuple[Family, ...] = (
         "Samples left out because their metric already has as many series as are allowed.",
         "metric",
     ),
+    _counter(
+        "appliance_store_failures_total",
+        "writes",
+        "Writes to a local database that failed or were refused, by database.",
+        "database",
+    ),
+    _counter(
+        "appliance_audit_records_lost_total",
+        "records",
+        "Audit records that were never written because too many were waiting.",
+    ),
     _gauge("appliance_build_info", "info", "Always 1; the versions are in the labels.", "version"),
     _counter("process_cpu_seconds_total", "s", "CPU time of the daemon itself."),
     _gauge("process_resident_memory_bytes", "bytes", "Resident memory of the daemon itself."),

@@ -162,6 +162,7 @@ class Metrics:
         self._read_process = read_process or ProcessFacts().read
         self._process_cpu_s = 0.0
         self._preemptions_seen: dict[str, int] = {}
+        self._followed: list[tuple[str, dict[str, str], Callable[[], float]]] = []
         self.record("appliance_build_info", 1, version=version)
 
     def record(self, name: str, value: float, /, **labels: str) -> None:
@@ -179,6 +180,14 @@ class Metrics:
         if not series.take(values, value):
             self._series[_REFUSED].take((name,), 1)
 
+    def follow(self, name: str, total: Callable[[], float], /, **labels: str) -> None:
+        """Show a count that somebody else keeps: `total` is read for each page, and never blocks.
+
+        Call once per series, while wiring.
+        """
+        assert self._series[name].family.kind is Kind.COUNTER, name
+        self._followed.append((name, labels, total))
+
     def value(self, name: str, /, **labels: str) -> float:
         """Read one series: the number, or a histogram's count; 0 if there is none."""
         series = self._series[name]
@@ -191,6 +200,8 @@ class Metrics:
     def render(self) -> str:
         """Show everything in the Prometheus text format (content type CONTENT_TYPE)."""
         self._take_process_facts()
+        for name, labels, total in self._followed:
+            self.record(name, max(0.0, total() - self.value(name, **labels)), **labels)
         lines = (line for series in self._series.values() for line in series.lines())
         return "\n".join(lines) + "\n"
 

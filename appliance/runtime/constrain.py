@@ -1,7 +1,8 @@
 """Hold generated text to a language: a JSON schema, any JSON object, a regex or a list of choices.
 
 What this room does: translates a constraint into a grammar, refuses what the grammar engine can't
-honour in full (`check`), and walks the grammar beside a generation, as a mask of allowed tokens.
+honour in full (`check`) or in time (`Pricer`), and walks the grammar beside a generation, as a mask
+of allowed tokens.
 What it knows: llguidance, and the bounds that keep a grammar from eating the machine.
 What it never does: fall open. A keyword that isn't implemented is a refusal, a parser that gives
 up is an error of that one request, and text that breaks the grammar is never sent.
@@ -12,11 +13,12 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from appliance.clock import cpu_ms
 from appliance.domain import Constraint, ConstraintKind
 from appliance.errors import DecodeFailed, SchemaUnsupported
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _COMPILED_MAX = 64  # grammars kept ready for the next request that asks the same
+_PRICED_MAX = 256
 _REASON_CHARS_MAX = 300
 # Whitespace between JSON tokens is bounded: with llguidance's default a model may go on for ever.
 _WHITESPACE = r"[ \n\t]{1,24}"
@@ -61,24 +64,58 @@ class ConstraintCompiler:
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """Start a matcher at the beginning of its language; compiles a new grammar (milliseconds).
+        """Start a matcher at the beginning of its language; compiles a new grammar.
+
+        That blocks for as long as a `Pricer` has let through.
 
         Raises:
             SchemaUnsupported: as `check`, or the grammar can't be met with this vocabulary.
         """
-        compiled = self._compiled.pop(constraint, None)
-        if compiled is None:
-            check(constraint)
-            compiled = LLMatcher(
-                self._tokenizer, _grammar(constraint), log_level=_QUIET, limits=_limits()
-            )
-            if compiled.is_error():
-                reason = _reason([compiled.get_error()])
-                raise SchemaUnsupported(field=_FIELDS[constraint.kind], reason=reason)
+        compiled = self._compiled.pop(constraint, None) or _compile(self._tokenizer, constraint)
         self._compiled[constraint] = compiled
         if len(self._compiled) > _COMPILED_MAX:
             self._compiled.popitem(last=False)
         return Matcher(compiled.deep_copy(), self._tokenizer.vocab_size)
+
+
+class Pricer:
+    """Refuse, in a process where nobody waits, what would hold up a worker's decode thread.
+
+    A grammar is compiled there for one request while every other stream waits, so it is compiled
+    here first, for the same vocabulary, and paid for in CPU time, which other load hardly changes.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, cpu_ms_max: float) -> None:
+        """Let pass what costs no more than this to compile and to make its first mask."""
+        self._tokenizer = tokenizer
+        self._cpu_ms_max = cpu_ms_max
+        self._passed: OrderedDict[Constraint, None] = OrderedDict()
+
+    def check(self, constraint: Constraint) -> None:
+        """Compile it and make a mask; blocks for as long as that takes, perhaps for ever.
+
+        Raises:
+            SchemaUnsupported: as `check`, or it costs too much.
+        """
+        if constraint in self._passed:
+            self._passed.move_to_end(constraint)
+            return
+        check(constraint)
+        began_ms = cpu_ms()
+        try:
+            Matcher(_compile(self._tokenizer, constraint), self._tokenizer.vocab_size).allowed()
+        except DecodeFailed as error:
+            self._refuse(constraint, "is too large for the grammar engine", error)
+        if cpu_ms() - began_ms > self._cpu_ms_max:
+            limit = f"{self._cpu_ms_max:g} ms (limits.constraint_ms)"
+            self._refuse(constraint, f"takes longer to prepare than the limit of {limit}")
+        self._passed[constraint] = None
+        if len(self._passed) > _PRICED_MAX:
+            self._passed.popitem(last=False)
+
+    @staticmethod
+    def _refuse(constraint: Constraint, reason: str, cause: Exception | None = None) -> NoReturn:
+        raise SchemaUnsupported(field=_FIELDS[constraint.kind], reason=reason) from cause
 
 
 class Matcher:
@@ -158,6 +195,14 @@ def tokenizer_of(
         slices=None,
     )
     return tokenizer
+
+
+def _compile(tokenizer: LLTokenizer, constraint: Constraint) -> LLMatcher:
+    compiled = LLMatcher(tokenizer, _grammar(constraint), log_level=_QUIET, limits=_limits())
+    if compiled.is_error():
+        reason = _reason([compiled.get_error()])
+        raise SchemaUnsupported(field=_FIELDS[constraint.kind], reason=reason)
+    return compiled
 
 
 def _grammar(constraint: Constraint) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from appliance.runtime import wire
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.engine import EngineLost, check_ids
 from appliance.runtime.llama import Context, DecodeCode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(slots=True, eq=False)
@@ -157,7 +161,7 @@ class EmbeddingEngine:
         code = self._decode([token_ids for _, token_ids in batch])
         if code is DecodeCode.OK:
             for seq_id, (job, _) in enumerate(batch):
-                job.vectors.append(self._vector(seq_id, normalize=job.frame.normalize))
+                self._take_vector(job, self._context.embedding(seq_id))
         elif len(batch) > 1 and code in (DecodeCode.NO_ROOM, DecodeCode.INVALID):
             # One input may be at fault: each is tried alone, so that only its own ticket fails.
             for entry in batch:
@@ -179,12 +183,17 @@ class EmbeddingEngine:
             self._context.want_rows(start, at)
         return self._context.decode(at)
 
-    def _vector(self, seq_id: int, *, normalize: bool) -> bytes:
-        vector = self._context.embedding(seq_id)
-        if normalize:
+    def _take_vector(self, job: _EmbedJob, vector: NDArray[np.float32]) -> None:
+        if not np.isfinite(vector).all():
+            if job in self._jobs:
+                self._jobs.remove(job)
+                reason = "the model produced a vector that is not numbers"
+                self._refuse(job.frame.ticket, DecodeFailed(reason=reason))
+            return
+        if job.frame.normalize:
             length = float(np.linalg.norm(vector.astype(np.float64)))
             vector = vector / np.float32(length) if length > 0.0 else vector
-        return vector.astype("<f4").tobytes()
+        job.vectors.append(vector.astype("<f4").tobytes())
 
     def _answer(self, job: _EmbedJob) -> None:
         self._answers.append(

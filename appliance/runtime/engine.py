@@ -143,16 +143,23 @@ class GeneratingEngine:
         self._close(ticket)
 
     def _open(self, frame: wire.Submit) -> list[Generation]:
-        generations = []
-        for index in range(frame.n):
-            generation = self._generation(frame, index)
-            generations.append(generation)
-            if index not in frame.ended:
-                generation.replay(_accepted(frame, index))
+        generations: list[Generation] = []
+        try:
+            for index in range(frame.n):
+                generation = self._generation(frame, index)
+                generations.append(generation)
+                if index not in frame.ended:
+                    generation.replay(_accepted(frame, index))
+        except ApplianceError:
+            for generation in generations:
+                generation.close()
+            raise
         return generations
 
     def _generation(self, frame: wire.Submit, index: int) -> Generation:
         options, stop = frame.sampling, frame.stop
+        # First, because it may be refused: the chain is C's, and would not be freed.
+        matcher = self._compiler.matcher(frame.constraint) if frame.constraint else None
         chain = None
         if needs_chain(options):
             chain = SamplerChain(
@@ -161,7 +168,6 @@ class GeneratingEngine:
                 typical_p=options.typical_p,
                 top_p=options.top_p,
                 min_p=options.min_p,
-                temp=options.temperature,
             )
         end_ids = self._pieces.end_ids
         sampler = Sampler(
@@ -172,7 +178,6 @@ class GeneratingEngine:
             chain=chain,
         )
         sampler.prime(frame.prompt_ids)
-        matcher = self._compiler.matcher(frame.constraint) if frame.constraint else None
         stop_ids = frozenset(stop.token_ids)
         return Generation(
             sampler=sampler,

@@ -35,7 +35,7 @@ _LONG_PIECE_BYTES_MAX = 1024 * 1024
 _SEQUENCES_MAX = 256  # llama-cparams.h: LLAMA_MAX_SEQ
 _POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 _SPELT = True
-_CONTROL = 8 | 2  # llama.h: LLAMA_TOKEN_ATTR_CONTROL, LLAMA_TOKEN_ATTR_UNKNOWN
+_CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -323,10 +323,10 @@ class _Batch:
 
 
 class SamplerChain:
-    """llama.cpp's samplers that cut and temper a distribution; the draw itself is ours."""
+    """llama.cpp's samplers that cut a distribution; temperature and the draw itself are ours."""
 
     def __init__(
-        self, *, size: int, top_k: int, typical_p: float, top_p: float, min_p: float, temp: float
+        self, *, size: int, top_k: int, typical_p: float, top_p: float, min_p: float
     ) -> None:
         """Chain those that do something, in llama.cpp's usual order, for rows of this size."""
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -342,8 +342,6 @@ class SamplerChain:
             self._add(lib.llama_sampler_init_top_p(top_p, 1))
         if min_p > 0.0:
             self._add(lib.llama_sampler_init_min_p(min_p, 1))
-        if temp != 1.0:
-            self._add(lib.llama_sampler_init_temp(temp))
 
     def _add(self, sampler: Pointer) -> None:
         assert sampler, "llama.cpp could not make a sampler"

@@ -102,6 +102,7 @@ def _generating_engine(
         output_reserve_tokens=options.output_reserve_tokens,
         step_ms_while_streaming=options.step_ms_while_streaming,
         step_ms_max=options.step_ms_max,
+        overtakes_max=options.overtakes_max,
     )
     engine = GeneratingEngine(
         context=context,

@@ -19,6 +19,7 @@ from appliance.domain import (
     ChatPrompt,
     Constraint,
     EmbedResult,
+    ModelFacts,
     ModelStatus,
     ModelVersion,
     Prompt,
@@ -130,7 +131,7 @@ class Router:
             if served.state is not VersionState.READY:
                 raise Draining
             await self._text.open(version.digest, path)
-            ready = True
+            served.has_vocabulary = ready = True
         finally:
             if not ready:
                 self._tasks.pop(version.digest).cancel()
@@ -198,16 +199,21 @@ class Router:
         add_bos: bool = True,
         parse_special: bool = False,
         constraint: Constraint | None = None,
+        with_pieces: bool = False,
     ) -> wire.Prepared:
         """Render, tokenise and check a prompt in the text process.
 
+        with_pieces: it is only to be looked at, so it may be longer than the context, and the bytes
+        of each token are wanted.
+
         Raises:
             InvalidRequest: the prompt is empty, too large, not Unicode, or refused by the template.
-            SchemaUnsupported: the constraint can't be honoured.
+            ContextTooLong: it is so large that it can't fit, however it is tokenised.
+            SchemaUnsupported: the constraint can't be honoured, or not cheaply enough.
             RequestUnsafe, WorkerLost, QueueFull: the text process was lost or is overloaded.
-            ModelNotServed: the version has gone.
+            ModelNotServed, ModelNotReady, Draining: the version has gone, is not there yet; we go.
         """
-        self._get(version)
+        facts = self._answering(version)
         _check_bytes(prompt, self._limits.prompt_bytes)
         return await self._text.prepare(
             wire.Prepare(
@@ -217,12 +223,14 @@ class Router:
                 add_bos=add_bos,
                 parse_special=parse_special,
                 constraint=constraint,
+                limit_tokens=0 if with_pieces else facts.context_tokens,
+                with_pieces=with_pieces,
             )
         )
 
     async def detokenize(self, version: ModelVersion, token_ids: tuple[int, ...]) -> str:
         """Turn token ids into text. Raises as `prepare`."""
-        self._get(version)
+        self._answering(version)
         return await self._text.detokenize(
             wire.Detokenize(ticket=0, key=version.digest, token_ids=token_ids)
         )
@@ -247,6 +255,16 @@ class Router:
         if self._draining:
             raise Draining
         return await self._get(version).admit_embed(job).result()
+
+    def _answering(self, version: ModelVersion) -> ModelFacts:
+        """Find the facts of a version that may be asked now.
+
+        Raises:
+            Draining, ModelNotServed, ModelNotReady: it may not.
+        """
+        if self._closing.is_set():
+            raise Draining
+        return self._get(version).answering()
 
     def _get(self, version: ModelVersion) -> Served:
         try:
@@ -295,6 +313,7 @@ def _engine_options(
         step_ms_max=engine.step_ms_max,
         queue_requests_max=limits.queue_requests + engine.sequences_max,
         output_reserve_tokens=engine.output_reserve_tokens,
+        overtakes_max=engine.overtakes_max,
         ack_window_steps=engine.ack_window_steps,
         embedding=embedding,
         stall_factor=engine.stall_factor,

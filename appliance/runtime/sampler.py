@@ -31,7 +31,7 @@ _NO_FINITE = "the model produced no finite logit that is allowed"
 
 
 class Chain(Protocol):
-    """Cut and temper a row; `llama.SamplerChain` is one."""
+    """Cut a row; `llama.SamplerChain` is one."""
 
     def apply(self, row: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return the (ids, logits) still in play."""
@@ -61,6 +61,7 @@ class Sampler:
         self._seed = seed
         self._choice = choice
         self._chain = chain
+        self._temperature = options.temperature
         self._is_greedy = options.temperature == 0.0
         self._suppressed = np.array(suppressed, dtype=np.int64)
         self._bias_ids = np.fromiter(options.logit_bias.keys(), dtype=np.int64)
@@ -104,7 +105,8 @@ class Sampler:
         if self._is_greedy:
             return checked_argmax(shaped)
         ids, logits = (None, shaped) if self._chain is None else self._chain.apply(shaped)
-        drawn = _inverse_cdf(logits, uniform(self._seed, self._choice, position))
+        point = uniform(self._seed, self._choice, position)
+        drawn = _inverse_cdf(logits, self._temperature, point)
         return drawn if ids is None else int(ids[drawn])
 
     def close(self) -> None:
@@ -156,13 +158,9 @@ class _Window:
 
 
 def needs_chain(options: SamplingOptions) -> bool:
-    """Say whether the options cut or temper the distribution before the draw."""
+    """Say whether the options cut the distribution before the draw."""
     return options.temperature > 0.0 and (
-        options.temperature != 1.0
-        or options.top_k > 0
-        or options.typical_p < 1.0
-        or options.top_p < 1.0
-        or options.min_p > 0.0
+        options.top_k > 0 or options.typical_p < 1.0 or options.top_p < 1.0 or options.min_p > 0.0
     )
 
 
@@ -205,10 +203,13 @@ def log_softmax_top(
     )
 
 
-def _inverse_cdf(logits: NDArray[np.float32], point: float) -> int:
+def _inverse_cdf(logits: NDArray[np.float32], temperature: float, point: float) -> int:
+    """Draw from the tempered softmax. In float64 from the best down: no temperature overflows."""
     best = logits.max()
     if not np.isfinite(best):
         raise DecodeFailed(reason=_NO_FINITE)
-    sums = np.cumsum(np.exp(logits.astype(np.float64) - best))
+    below = logits.astype(np.float64) - best
+    with np.errstate(over="ignore"):  # far below, and cold: minus infinity is right
+        sums = np.cumsum(np.exp(below / temperature))
     drawn = int(np.searchsorted(sums, point * sums[-1], side="right"))
     return min(drawn, len(logits) - 1)

@@ -68,6 +68,7 @@ class Served:
         self.embedding = options.embedding
         self.state = VersionState.LOADING
         self.facts: ModelFacts | None = None
+        self.has_vocabulary = False  # told by the router, once prompts can be prepared
         self.settled = asyncio.Event()  # READY or FAILED for the first time
         self.book = TicketBook(version.label, engine, limits, ticket_ids=ticket_ids, clock=clock)
         self.failure: ApplianceError | None = None
@@ -88,11 +89,12 @@ class Served:
 
     def status(self) -> ModelStatus:
         """Describe this version as one row."""
-        gauges = self._gauges if self.state is VersionState.READY else None
+        state = self._shown_state
+        gauges = self._gauges if state is VersionState.READY else None
         return ModelStatus(
             version=self.version,
             role=Role.ACTIVE,
-            state=self.state,
+            state=state,
             loading_ratio=self._loading_ratio,
             created_utc_ms=self._created_utc_ms,
             reason=self._reason,
@@ -112,11 +114,11 @@ class Served:
             ModelNotReady: it has never been loaded, or has failed.
             ContextTooLong, InvalidRequest, QueueFull: see `TicketBook.admit`.
         """
-        return self.book.admit(job, self._answering())
+        return self.book.admit(job, self.answering())
 
     def admit_embed(self, job: EmbedJob) -> EmbedTicket:
         """Give an embedding job a ticket, or refuse it now; does not block. Raises as `admit`."""
-        return self.book.admit_embed(job, self._answering())
+        return self.book.admit_embed(job, self.answering())
 
     # --- the worker's lives ---
 
@@ -271,11 +273,23 @@ class Served:
             restarts=self._restarts,
         )
 
-    def _answering(self) -> ModelFacts:
-        if self.facts is None or self.state not in (VersionState.READY, VersionState.RESTARTING):
+    def answering(self) -> ModelFacts:
+        """Find the model's facts, if it may be asked now: it has answered, and will again.
+
+        Raises:
+            ModelNotReady: it has never been loaded whole, or has failed.
+        """
+        states = (VersionState.READY, VersionState.RESTARTING)
+        if self.facts is None or not self.has_vocabulary or self.state not in states:
             raise ModelNotReady(
                 model=self.version.label,
-                state=self.state.value,
+                state=self._shown_state.value,
                 retry_after_s=self.book.retry_after_s(),
             )
         return self.facts
+
+    @property
+    def _shown_state(self) -> VersionState:
+        """Name the state as others see it: loading also takes the vocabulary."""
+        is_half = self.state is VersionState.READY and not self.has_vocabulary
+        return VersionState.LOADING if is_half else self.state

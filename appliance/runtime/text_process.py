@@ -230,6 +230,7 @@ class TextProcess:
             key=key,
             path=path,
             prompt_bytes_max=self._limits.prompt_bytes,
+            constraint_ms=self._limits.constraint_ms,
         )
 
 

@@ -19,22 +19,33 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 
 from appliance.domain import ChatPrompt, Constraint, TextPrompt
-from appliance.errors import ApplianceError, InvalidRequest, ModelNotServed, ModelUnloadable
-from appliance.runtime import constrain, gguf, wire
+from appliance.errors import (
+    ApplianceError,
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotServed,
+    ModelUnloadable,
+)
+from appliance.runtime import constrain, gguf, llama, wire
 from appliance.runtime.chat import Guard, Template, demanded_call
 
 EXIT_ASKED = 0
 _READ_BYTES = 256 * 1024
 _PR_SET_PDEATHSIG = 1
-_HIDDEN = 8 | 2  # llama.h: LLAMA_TOKEN_ATTR_CONTROL, LLAMA_TOKEN_ATTR_UNKNOWN
-_PIECE_BYTES = 4096
+_SPECIAL = (
+    lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+)
+# In these a token stands for the bytes of its piece; in others one may stand for a whole word.
+_PIECEWISE = (lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE)
+_PRICE_TRIES = 4  # times the allowed cost after which a constraint is given up
+_ANCHOR = "\U0010fffd"  # a private character, which merges with nothing
 
 
 class Vocabulary:
     """The tokens and the template of one file."""
 
-    def __init__(self, path: Path, prompt_bytes_max: int) -> None:
-        """Load the vocabulary only (10 ms to a second); freed with the process.
+    def __init__(self, path: Path, prompt_bytes_max: int, constraint_ms: float) -> None:
+        """Load the vocabulary only (10 ms to some seconds); freed with the process.
 
         Raises:
             ModelUnloadable: the file is not a GGUF, or llama.cpp refuses its vocabulary.
@@ -48,44 +59,60 @@ class Vocabulary:
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise ModelUnloadable(path=str(path), reason="its vocabulary can't be loaded")
-        self._pointer: Any = lib.llama_model_get_vocab(model)
         self._model = model
+        try:
+            self._tokens = llama.Vocabulary(model)
+        except llama.EngineFault as fault:
+            raise ModelUnloadable(path=str(path), reason=str(fault)) from fault
+        self._pointer: Any = self._tokens.pointer
         self._prompt_bytes_max = prompt_bytes_max
-        self.size = int(lib.llama_vocab_n_tokens(self._pointer))
-        self._bos_id = int(lib.llama_vocab_bos(self._pointer))
-        self._eos_id = int(lib.llama_vocab_eos(self._pointer))
-        self._adds_bos = bool(lib.llama_vocab_get_add_bos(self._pointer))
-        self._piece_buffer: Any = ctypes.create_string_buffer(_PIECE_BYTES)
-        self._control_texts = tuple(self._find_control_texts())
+        self._constraint_ms = constraint_ms
+        self._kind = int(lib.llama_vocab_type(self._pointer))
+        self._piece_bytes_max = max(map(len, self._tokens.spelt), default=1)
+        self._control_texts = tuple(map(self._spelt, self._tokens.control_ids))
+        self._anchor_ids = self.tokenize(_ANCHOR, add_special=False, parse_special=False)
         self._template: Template | None = None
+        self._pricer: constrain.Pricer | None = None
 
     def close(self) -> None:
         """Free the vocabulary."""
         lib.llama_model_free(self._model)
 
-    def chat(self, prompt: ChatPrompt, *, add_bos: bool) -> tuple[tuple[int, ...], str, str]:
+    def chat(
+        self, prompt: ChatPrompt, *, add_bos: bool, limit_tokens: int
+    ) -> tuple[tuple[int, ...], str, str]:
         """Render and tokenise a chat; returns ids, the rendered text and the tool syntax.
 
         Raises:
             InvalidRequest: there is no template, or it refuses the chat.
+            ContextTooLong: it can't fit.
         """
         template = self._compiled()
         guard = Guard(self._control_texts)
         rendered = template.render(prompt, guard)
+        parts = tuple(guard.cut(rendered))
+        whole = "".join(text for text, _ in parts)
+        self._check_length(whole, limit_tokens)
         ids: list[int] = []
-        texts: list[str] = []
-        for text, plain in guard.cut(rendered):
-            texts.append(text)
-            ids += self.tokenize(text, add_special=False, parse_special=not plain)
-        if add_bos and self._adds_bos and ids[:1] != [self._bos_id]:
-            ids.insert(0, self._bos_id)
-        syntax = template.tool_syntax if prompt.tools else ""
-        return tuple(ids), "".join(texts), syntax
+        for text, plain in parts:
+            call = self._tokenize_on if ids and not self._is_special(ids[-1]) else self.tokenize
+            ids += call(text, add_special=False, parse_special=not plain)
+        if add_bos and self._tokens.adds_bos and ids[:1] != [self._tokens.bos_id]:
+            ids.insert(0, self._tokens.bos_id)
+        return tuple(ids), whole, template.tool_syntax if prompt.tools else ""
 
-    def text(self, text: str, *, add_bos: bool, parse_special: bool) -> tuple[int, ...]:
-        """Tokenise a text; special tokens around it as the model says, never a second BOS."""
+    def text(
+        self, text: str, *, add_bos: bool, parse_special: bool, limit_tokens: int
+    ) -> tuple[int, ...]:
+        """Tokenise a text; special tokens around it as the model says, never a second BOS.
+
+        Raises:
+            ContextTooLong: it can't fit.
+        """
+        self._check_length(text, limit_tokens)
         ids = self.tokenize(text, add_special=add_bos, parse_special=parse_special)
-        if add_bos and self._adds_bos and ids[:2] == [self._bos_id, self._bos_id]:
+        bos_id = self._tokens.bos_id
+        if add_bos and self._tokens.adds_bos and ids[:2] == [bos_id, bos_id]:
             del ids[0]
         return tuple(ids)
 
@@ -104,6 +131,54 @@ class Vocabulary:
             )
         return list(buffer[:count])
 
+    def _tokenize_on(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokenise what goes on after other text, which a beginning is not: SPM puts a space there.
+
+        So another text is put before it, one that no token reaches across, and its ids are dropped.
+        """
+        if self._kind == lib.LLAMA_VOCAB_TYPE_SPM:
+            begin = self._anchor_ids
+            ids = self.tokenize(
+                _ANCHOR + text, add_special=add_special, parse_special=parse_special
+            )
+            if ids[: len(begin)] == begin:
+                return ids[len(begin) :]
+        return self.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def _check_length(self, text: str, limit_tokens: int) -> None:
+        """Refuse what is too long even if every token were the longest one; 0: nothing is."""
+        if limit_tokens and self._kind in _PIECEWISE:
+            least = -(-len(text.encode()) // self._piece_bytes_max)
+            if least > limit_tokens:
+                raise ContextTooLong(prompt_tokens=least, limit_tokens=limit_tokens)
+
+    def _is_special(self, token_id: int) -> bool:
+        return bool(lib.llama_vocab_get_attr(self._pointer, token_id) & _SPECIAL)
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Refuse what can't be honoured, or would cost a worker too much; blocks while it tries.
+
+        What costs many times too much ends this process (SIGPROF), and so does what never ends.
+
+        Raises:
+            SchemaUnsupported: it is one of these.
+        """
+        if self._pricer is None:
+            tokens = self._tokens
+            tokenizer = constrain.tokenizer_of(
+                tokens.spelt,
+                tokens.control_ids,
+                tokens.end_ids or (max(tokens.eos_id, 0),),
+                tokens.pointer,
+                tokens.tokenize_address,
+            )
+            self._pricer = constrain.Pricer(tokenizer, self._constraint_ms)
+        signal.setitimer(signal.ITIMER_PROF, _PRICE_TRIES * self._constraint_ms / 1000)
+        try:
+            self._pricer.check(constraint)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+
     def check_ids(self, token_ids: tuple[int, ...], field: str) -> None:
         """Refuse an id that is not a token.
 
@@ -111,20 +186,27 @@ class Vocabulary:
             InvalidRequest: there is one.
         """
         for token_id in token_ids:
-            if not 0 <= token_id < self.size:
-                reason = f"token id {token_id} is not in the vocabulary of {self.size} tokens"
+            if not 0 <= token_id < self._tokens.size:
+                size = self._tokens.size
+                reason = f"token id {token_id} is not in the vocabulary of {size} tokens"
                 raise InvalidRequest(field=field, reason=reason)
 
-    def piece(self, token_id: int, *, special: bool) -> bytes:
-        """Return a token's bytes; a control token has none unless `special`."""
-        buffer = self._piece_buffer
-        size = lib.llama_token_to_piece(self._pointer, token_id, buffer, len(buffer), 0, special)
-        if size < 0:
-            buffer = ctypes.create_string_buffer(-size)
-            size = lib.llama_token_to_piece(
-                self._pointer, token_id, buffer, len(buffer), 0, special
-            )
-        return bytes(buffer.raw[:size])
+    def pieces(self, token_ids: tuple[int, ...]) -> tuple[bytes, ...]:
+        """List the bytes of each token, control tokens spelt out."""
+        return tuple(map(self._tokens.spelt.__getitem__, token_ids))
+
+    def spell(self, token_ids: tuple[int, ...]) -> str:
+        """Turn token ids into text; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            InvalidRequest: an id is not a token, or the text is larger than the bound.
+        """
+        self.check_ids(token_ids, "token_ids")
+        spelt = self._tokens.spelt
+        if sum(len(spelt[token_id]) for token_id in token_ids) > self._prompt_bytes_max:
+            reason = f"stand for more than {self._prompt_bytes_max} bytes"
+            raise InvalidRequest(field="token_ids", reason=reason)
+        return b"".join(self.pieces(token_ids)).decode("utf-8", "replace")
 
     def _compiled(self) -> Template:
         if self._template is None:
@@ -133,8 +215,8 @@ class Vocabulary:
                 raise InvalidRequest(field="messages", reason="the model has no chat template")
             self._template = Template(
                 source.decode("utf-8", "replace"),
-                bos=self._spelt(self._bos_id),
-                eos=self._spelt(self._eos_id),
+                bos=self._spelt(self._tokens.bos_id),
+                eos=self._spelt(self._tokens.eos_id),
                 output_chars_max=self._prompt_bytes_max,
             )
         return self._template
@@ -142,14 +224,7 @@ class Vocabulary:
     def _spelt(self, token_id: int) -> str:
         if token_id < 0:
             return ""
-        return self.piece(token_id, special=True).decode("utf-8", "replace")
-
-    def _find_control_texts(self) -> list[str]:
-        return [
-            self._spelt(token_id)
-            for token_id in range(self.size)
-            if lib.llama_vocab_get_attr(self._pointer, token_id) & _HIDDEN
-        ]
+        return self._tokens.spelt[token_id].decode("utf-8", "replace")
 
 
 class TextWorker:
@@ -173,14 +248,21 @@ class TextWorker:
                 self._send(self._answer(frame))
 
     def _send(self, frame: wire.Frame) -> None:
-        self._connection.sendall(wire.encode(frame))
+        try:
+            data = wire.encode(frame)
+        except wire.WireFault:
+            assert isinstance(frame, wire.Prepared | wire.Detokenized), "a frame of ours is too big"
+            error = InvalidRequest(field="prompt", reason="is too large once it is tokenised")
+            failure = wire.Failure(ticket=frame.ticket, code=error.code, fields=error.fields)
+            data = wire.encode(wire.TextFailed(failure=failure))
+        self._connection.sendall(data)
 
     def _answer(self, frame: wire.ToText) -> wire.Frame:
         try:
             if isinstance(frame, wire.OpenVocabulary):
                 if frame.key not in self._vocabularies:
                     self._vocabularies[frame.key] = Vocabulary(
-                        Path(frame.path), frame.prompt_bytes_max
+                        Path(frame.path), frame.prompt_bytes_max, frame.constraint_ms
                     )
                 return wire.Opened(ticket=frame.ticket)
             if isinstance(frame, wire.CloseVocabulary):
@@ -192,9 +274,8 @@ class TextWorker:
             if vocabulary is None:  # its file has gone since the last start of this process
                 raise ModelNotServed(model=frame.key)
             if isinstance(frame, wire.Detokenize):
-                vocabulary.check_ids(frame.token_ids, "token_ids")
-                data = b"".join(vocabulary.piece(i, special=True) for i in frame.token_ids)
-                return wire.Detokenized(ticket=frame.ticket, text=data.decode("utf-8", "replace"))
+                text = vocabulary.spell(frame.token_ids)
+                return wire.Detokenized(ticket=frame.ticket, text=text)
             return prepare(vocabulary, frame)
         except ApplianceError as error:
             failure = wire.Failure(ticket=frame.ticket, code=error.code, fields=error.fields)
@@ -207,7 +288,9 @@ def prepare(vocabulary: Vocabulary, frame: wire.Prepare) -> wire.Prepared:
     Raises:
         InvalidRequest: the prompt is empty, refused by the template, or holds ids of no token.
         SchemaUnsupported: the constraint can't be honoured.
+        ContextTooLong: the prompt can't fit.
     """
+    limit_tokens = frame.limit_tokens
     prompt = frame.prompt
     rendered = syntax = ""
     constraint: Constraint | None = frame.constraint
@@ -218,25 +301,31 @@ def prepare(vocabulary: Vocabulary, frame: wire.Prepare) -> wire.Prepared:
                 field="tool_choice", reason="can't demand a call while the output is constrained"
             )
         constraint = demanded or constraint
-        token_ids, rendered, syntax = vocabulary.chat(prompt, add_bos=frame.add_bos)
+        token_ids, rendered, syntax = vocabulary.chat(
+            prompt, add_bos=frame.add_bos, limit_tokens=limit_tokens
+        )
     elif isinstance(prompt, TextPrompt):
         if not prompt.text:
             raise InvalidRequest(field="prompt", reason="must not be empty")
         token_ids = vocabulary.text(
-            prompt.text, add_bos=frame.add_bos, parse_special=frame.parse_special
+            prompt.text,
+            add_bos=frame.add_bos,
+            parse_special=frame.parse_special,
+            limit_tokens=limit_tokens,
         )
     else:
         token_ids = prompt.token_ids
+        if limit_tokens and len(token_ids) > limit_tokens:
+            raise ContextTooLong(prompt_tokens=len(token_ids), limit_tokens=limit_tokens)
         vocabulary.check_ids(token_ids, "prompt")
     if not token_ids:
         raise InvalidRequest(field="prompt", reason="must not be empty")
     if constraint is not None:
-        constrain.check(constraint)
-    pieces = tuple(vocabulary.piece(token_id, special=True) for token_id in token_ids)
+        vocabulary.check_constraint(constraint)
     return wire.Prepared(
         ticket=frame.ticket,
         token_ids=token_ids,
-        pieces=pieces,
+        pieces=vocabulary.pieces(token_ids) if frame.with_pieces else (),
         rendered=rendered,
         constraint=constraint,
         tool_syntax=syntax,

@@ -67,6 +67,7 @@ class EngineOptions(Frame):
     queue_requests_max: int
     output_reserve_tokens: int
     ack_window_steps: int
+    overtakes_max: int = 16
     embedding: bool = False
     stall_factor: float = 20.0
     cells_min: int = 0
@@ -232,13 +233,15 @@ FromWorker: TypeAlias = Hello | Loading | Ready | LoadFailed | Step | Embedded |
 class OpenVocabulary(Frame, tag="open_vocabulary"):
     """Load the vocabulary and template of a file under a key (the version's digest).
 
-    prompt_bytes_max bounds what a template may write for one prompt.
+    prompt_bytes_max bounds what a template, or token ids, may write as one text;
+    constraint_ms what a constraint may cost to compile, in CPU time.
     """
 
     ticket: int
     key: str
     path: str
     prompt_bytes_max: int = 8 * 1024 * 1024
+    constraint_ms: float = 250.0
 
 
 class CloseVocabulary(Frame, tag="close_vocabulary"):
@@ -254,6 +257,8 @@ class Prepare(Frame, tag="prepare"):
     add_bos: as the model says, for text and chat; never for a TokenPrompt. parse_special: whether
     special tokens written in a TextPrompt are parsed (a Tokenize call may ask; a chat always does,
     for the template's own text only).
+    limit_tokens: refuse early what can only be longer; 0: no limit. with_pieces: tell the bytes of
+    each token.
     """
 
     ticket: int
@@ -262,6 +267,8 @@ class Prepare(Frame, tag="prepare"):
     add_bos: bool = True
     parse_special: bool = False
     constraint: Constraint | None = None
+    limit_tokens: int = 0
+    with_pieces: bool = True
 
 
 class Detokenize(Frame, tag="detokenize"):
@@ -286,7 +293,7 @@ class Prepared(Frame, tag="prepared"):
 
     `constraint`: the one to enforce (a tool_choice that demands a call becomes one here).
     `tool_grammar`: which syntax of tool calls the template uses, "" for none.
-    `pieces`: the bytes of each token (for Tokenize and echo).
+    `pieces`: the bytes of each token, if asked for.
     """
 
     ticket: int

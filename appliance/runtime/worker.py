@@ -76,7 +76,12 @@ def _serve(link: Link) -> int:
     gc.collect()
     gc.freeze()  # what loading made stays for ever: never walk it again
     try:
-        _Loop(link, loaded.engine, start.engine.ack_window_steps).run()
+        _Loop(
+            link,
+            loaded.engine,
+            ack_window_steps=start.engine.ack_window_steps,
+            take_ms=start.engine.step_ms_while_streaming,
+        ).run()
     except EngineLost as error:
         sys.stderr.write(f"worker: the engine is lost: {error}\n")
     return EXIT_FATAL
@@ -111,10 +116,13 @@ class _ProgressSender:
 class _Loop:
     """The decode thread's life: commands in, a step, its frames out."""
 
-    def __init__(self, link: Link, engine: Engine, ack_window_steps: int) -> None:
+    def __init__(
+        self, link: Link, engine: Engine, *, ack_window_steps: int, take_ms: float
+    ) -> None:
         self._link = link
         self._engine = engine
         self._window = ack_window_steps
+        self._take_ms = take_ms
         self._sent = 0
         self._acked = 0
 
@@ -140,7 +148,9 @@ class _Loop:
         self._sent += 1
 
     def _take_all(self) -> None:
-        while self._take(0.0):
+        """Take what has come, but go on with the streams when that takes long (new grammars)."""
+        began_ms = monotonic_ms()
+        while self._take(0.0) and monotonic_ms() - began_ms < self._take_ms:
             pass
 
     def _take(self, wait_s: float) -> bool:

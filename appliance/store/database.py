@@ -2,10 +2,11 @@
 
 What this room does: the writing connection's settings; one transaction per call; short read-only
 connections; turning SQLite's errors into `StoreError`.
-What it knows: the only importer of SQLite, through apsw, whose wheel carries SQLite itself: before
-3.51.3 two connections that write or checkpoint can corrupt a WAL (docs/adr/0002). A reader here is
-opened read-only, so it never checkpoints.
-What it never does: run on two threads at once (`writer` owns it), retry, or map the file.
+What it knows: with `migrations` the only importer of sqlite-utils, and alone that of its driver
+pysqlite3, whose wheel carries SQLite itself: before 3.51.3 two connections that write or checkpoint
+can corrupt a WAL (docs/adr/0002). A reader here is opened read-only, so it never checkpoints.
+What it never does: run on two threads at once (`writer` owns it), retry, map the file, or load a
+plugin of sqlite-utils.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import apsw
+import sqlite_utils
+from pysqlite3 import dbapi2 as sqlite
 
 from appliance.errors import StoreError
 from appliance.store.files import sync_directory
@@ -34,29 +36,33 @@ T = TypeVar("T")
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
 ROWS_MAX = 10_000
 
-_REASONS: tuple[tuple[type[apsw.Error], str], ...] = (
-    (apsw.FullError, "the disk is full"),
-    (apsw.BusyError, "is locked by another process"),
-    (apsw.LockedError, "is locked by another process"),
-    (apsw.CorruptError, "is damaged"),
-    (apsw.NotADBError, "is not a database"),
-    (apsw.ReadOnlyError, "can't be written"),
-    (apsw.PermissionsError, "can't be written"),
-    (apsw.CantOpenError, "can't be opened"),
-    (apsw.IOError, "the disk failed"),
-)
-_DAMAGED = (apsw.CorruptError, apsw.NotADBError)
+_LOCKED = "is locked by another process"
+_READ_ONLY = "can't be written"
+_REASONS: dict[int, str] = {
+    sqlite.SQLITE_FULL: "the disk is full",
+    sqlite.SQLITE_BUSY: _LOCKED,
+    sqlite.SQLITE_LOCKED: _LOCKED,
+    sqlite.SQLITE_CORRUPT: "is damaged",
+    sqlite.SQLITE_NOTADB: "is not a database",
+    sqlite.SQLITE_READONLY: _READ_ONLY,
+    sqlite.SQLITE_PERM: _READ_ONLY,
+    sqlite.SQLITE_CANTOPEN: "can't be opened",
+    sqlite.SQLITE_IOERR: "the disk failed",
+}
+_DAMAGED = (sqlite.SQLITE_CORRUPT, sqlite.SQLITE_NOTADB)
+_WRITING = sqlite.SQLITE_OPEN_READWRITE | sqlite.SQLITE_OPEN_CREATE
+_PRIMARY = 0xFF  # an extended result code has the primary one in its lowest byte
 
 
 def sqlite_version() -> str:
     """Name the SQLite in use, for `doctor`."""
-    return apsw.sqlite_lib_version()
+    return str(sqlite.sqlite_version)
 
 
 class _Transaction:
     """The statements of one transaction on the writing connection."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: sqlite_utils.Database) -> None:
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[SqlValue] = ()) -> list[Row]:
@@ -72,7 +78,7 @@ class Database:
         self.path = path
         self._migrations = tuple(migrations)
         self._busy_timeout_s = busy_timeout_s
-        self._connection: apsw.Connection | None = None
+        self._connection: sqlite_utils.Database | None = None
 
     @property
     def is_open(self) -> bool:
@@ -90,11 +96,12 @@ class Database:
         """
         with self._translated():
             try:
-                self._open(now_utc_ms)
-            except _DAMAGED:
-                self.close()
+                self._open()
+            except sqlite.DatabaseError as error:
+                if _code(error) not in _DAMAGED:
+                    raise
                 aside = self._set_aside(now_utc_ms)
-                self._open(now_utc_ms)
+                self._open()
                 return aside
             return None
 
@@ -108,56 +115,59 @@ class Database:
         with self._translated():
             try:
                 return self._transact(self._connection, intent)
-            except _DAMAGED:
-                self.close()
+            except sqlite.DatabaseError as error:
+                if _code(error) in _DAMAGED:
+                    self.close()
                 raise
 
     def close(self) -> None:
         """Close, with a checkpoint if it can be done. Idempotent; never raises."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(apsw.Error):
+            with contextlib.suppress(sqlite.Error):
+                connection.execute("PRAGMA wal_checkpoint")  # the driver's close holds the GIL
+            with contextlib.suppress(sqlite.Error):
                 connection.close()
 
-    def _open(self, now_utc_ms: int) -> None:
+    def _open(self) -> None:
         dirty = self._wal_path().exists()
-        connection = apsw.Connection(str(self.path))
+        connection = _connect(self.path, self._busy_timeout_s, flags=_WRITING)
         try:
-            connection.set_busy_timeout(round(self._busy_timeout_s * 1000))
             for pragma in (
                 "journal_mode=WAL",
                 "synchronous=FULL",
                 "foreign_keys=ON",
+                "recursive_triggers=ON",
                 "trusted_schema=OFF",
                 f"journal_size_limit={JOURNAL_BYTES_MAX}",
             ):
                 connection.execute(f"PRAGMA {pragma}")
             if dirty:
                 self._check(connection)
-            self._transact(
-                connection, lambda tx: migrate(tx, self._migrations, now_utc_ms=now_utc_ms)
-            )
+            self._transact(connection, lambda _: migrate(connection, self._migrations))
         except BaseException:
-            connection.close(force=True)
+            connection.close()
             raise
         self._connection = connection
 
     @staticmethod
-    def _check(connection: apsw.Connection) -> None:
+    def _check(connection: sqlite_utils.Database) -> None:
         """Look through a file that was not closed cleanly; reads all of it."""
-        if connection.pragma("quick_check") != "ok":
-            raise apsw.CorruptError
+        if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            damage = sqlite.DatabaseError("quick_check found damage")
+            damage.sqlite_errorcode = sqlite.SQLITE_CORRUPT
+            raise damage
 
     @staticmethod
-    def _transact(connection: apsw.Connection, intent: Callable[[Transaction], T]) -> T:
+    def _transact(connection: sqlite_utils.Database, intent: Callable[[Transaction], T]) -> T:
+        """Run `intent` between BEGIN and COMMIT; `Database.atomic` would begin deferred."""
         connection.execute("BEGIN IMMEDIATE")
         try:
             result = intent(_Transaction(connection))
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
-                with contextlib.suppress(apsw.Error):
-                    connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite.Error):
+                connection.rollback()
             raise
         return result
 
@@ -194,22 +204,33 @@ def read(
         StoreError: the file is not there, locked, damaged, or the query is refused.
     """
     with _translated(path.name):
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        connection = _connect(path, busy_timeout_s, flags=sqlite.SQLITE_OPEN_READONLY)
         try:
-            connection.set_busy_timeout(round(busy_timeout_s * 1000))
             connection.execute("PRAGMA query_only=ON")
-            cursor = connection.execute(sql, tuple(parameters))
-            return [row for row, _ in zip(cursor, range(ROWS_MAX), strict=False)]
+            return connection.execute(sql, tuple(parameters)).fetchmany(ROWS_MAX)
         finally:
-            connection.close(force=True)
+            connection.close()
+
+
+def _connect(path: Path, busy_timeout_s: float, *, flags: int) -> sqlite_utils.Database:
+    """Open a file in autocommit, so that no transaction begins but those we begin."""
+    connection = sqlite.connect(
+        str(path), timeout=busy_timeout_s, isolation_level=None, flags=flags
+    )
+    return sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's primary result code, 0 if the error is not SQLite's own."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY
 
 
 @contextlib.contextmanager
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
-    except apsw.Error as error:
-        reason = next((text for kind, text in _REASONS if isinstance(error, kind)), str(error))
+    except sqlite.Error as error:
+        reason = _REASONS.get(_code(error), str(error))
         raise StoreError(database=name, reason=reason) from error
     except OSError as error:
         raise StoreError(database=name, reason=error.strerror or str(error)) from error

@@ -1,8 +1,10 @@
 """Grow a schema: append-only steps, each recorded in the transaction that applied it.
 
-What this room does: bringing a database up to the steps its owners list.
-What it knows: a step's name and a digest of its SQL are kept; so a step that was edited after it
-shipped, or a database from a newer program, is recognised and refused.
+What this room does: bringing a database up to the steps its owners list, by the migrations of
+sqlite-utils.
+What it knows: those keep names alone and pass over names they don't know. So a step is recorded as
+its name with a digest of its SQL, and a step that was edited after it shipped, or a database from a
+newer program, is recognised and refused.
 What it never does: go back, reorder, or change data outside a step.
 
 An owner writes its steps beside its queries, as `Migration("audit.0001", ["CREATE ...", ...])`,
@@ -16,7 +18,9 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias, dataclass_transform
 
 import msgspec
+import sqlite_utils
 
+MIGRATION_SET = "appliance"
 SqlValue: TypeAlias = int | float | str | bytes | None
 Row: TypeAlias = tuple[SqlValue, ...]
 
@@ -41,40 +45,35 @@ class Migration(_Value):
     statements: tuple[str, ...]
 
     @property
-    def digest(self) -> str:
-        """Name the step's content, 64 hex digits."""
-        return hashlib.sha256("\0".join(self.statements).encode()).hexdigest()
+    def recorded_as(self) -> str:
+        """Name the step and its content, as a database keeps it: the name and 64 hex digits."""
+        digest = hashlib.sha256("\0".join(self.statements).encode()).hexdigest()
+        return f"{self.name} {digest}"
+
+    def apply(self, database: sqlite_utils.Database, /) -> None:
+        """Run the statements."""
+        for statement in self.statements:
+            database.execute(statement)
 
 
 class MigrationRefusedError(Exception):
-    """The recorded steps are not a beginning of the known ones; says which step."""
+    """The recorded steps are not among the known ones; says which step."""
 
 
-def migrate(transaction: Transaction, steps: Sequence[Migration], *, now_utc_ms: int) -> None:
+def migrate(database: sqlite_utils.Database, steps: Sequence[Migration]) -> None:
     """Apply the steps that are missing, and record each. Call inside one transaction.
 
     Raises:
         MigrationRefusedError: the file was written by a newer program, or a step was edited.
     """
-    transaction.execute(
-        "CREATE TABLE IF NOT EXISTS migrations ("
-        " name TEXT PRIMARY KEY, digest TEXT NOT NULL, applied_utc_ms INTEGER NOT NULL"
-        ") STRICT"
-    )
-    rows = transaction.execute("SELECT name, digest FROM migrations")
-    recorded = {str(name): digest for name, digest in rows}
-    known = {step.name: step.digest for step in steps}
-    for name, digest in recorded.items():
-        if name not in known:
-            raise MigrationRefusedError(f"was written by a newer program (step {name})")
-        if digest != known[name]:
-            raise MigrationRefusedError(f"step {name} is not the one that was applied")
+    known = sqlite_utils.Migrations(MIGRATION_SET)
     for step in steps:
-        if step.name in recorded:
-            continue
-        for statement in step.statements:
-            transaction.execute(statement)
-        transaction.execute(
-            "INSERT INTO migrations (name, digest, applied_utc_ms) VALUES (?, ?, ?)",
-            (step.name, step.digest, now_utc_ms),
-        )
+        known(name=step.recorded_as)(step.apply)
+    recorded_as = {step.name: step.recorded_as for step in steps}
+    for applied in known.applied(database):
+        name = applied.name.partition(" ")[0]
+        if name not in recorded_as:
+            raise MigrationRefusedError(f"was written by a newer program (step {name})")
+        if applied.name != recorded_as[name]:
+            raise MigrationRefusedError(f"step {name} is not the one that was applied")
+    known.apply(database)

@@ -27,6 +27,14 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 HUGE = "word " * 3_000
 
 
+def deep(levels: int) -> object:
+    """Nest an object so deeply."""
+    nested: object = {}
+    for _ in range(levels):
+        nested = {"a": nested}
+    return nested
+
+
 @pytest.fixture(autouse=True)
 def _everything_lives(stack: Stack) -> Iterator[None]:
     """See that after every case the same worker still answers, and nothing is held."""
@@ -55,6 +63,7 @@ REST_CASES: list[tuple[str, str, object, int, str | None]] = [
     ("no choices", CHAT, chat_body(n=0), 400, "n"),
     ("too many choices", CHAT, chat_body(n=1000), 400, "n"),
     ("a negative seed", CHAT, chat_body(seed=-1), 400, "seed"),
+    ("a limit of 400 digits", CHAT, chat_body(max_tokens=10**400), 400, "max_tokens"),
     ("a seed of 100 digits", CHAT, chat_body(seed=10**100), 400, "seed"),
     ("too many logprobs", CHAT, chat_body(logprobs=True, top_logprobs=21), 400, "top_logprobs"),
     ("top_logprobs alone", CHAT, chat_body(top_logprobs=1), 400, "top_logprobs"),
@@ -80,6 +89,8 @@ REST_CASES: list[tuple[str, str, object, int, str | None]] = [
     ("a tool that is not there", CHAT, chat_body(tools=[TOOL], tool_choice={
         "type": "function", "function": {"name": "g"}}), 400, "tool_choice"),
     ("the same tool twice", CHAT, chat_body(tools=[TOOL, TOOL]), 400, "tools[1].function.name"),
+    ("a tool nested too deeply", CHAT, chat_body(tools=[{"type": "function", "function": {
+        "name": "f", "parameters": deep(900)}}]), 400, "tools"),
     ("a schema that is not one", CHAT, chat_body(response_format={
         "type": "json_schema", "json_schema": {"name": "x"}}), 400,
      "response_format.json_schema.schema"),
@@ -108,6 +119,7 @@ REST_CASES: list[tuple[str, str, object, int, str | None]] = [
     ("an embedding without input", EMBED, {"model": "demo"}, 400, "input"),
     ("too many inputs", EMBED, {"model": "demo", "input": ["x"] * 2049}, 400, "input"),
     ("an empty input", EMBED, {"model": "demo", "input": ""}, 400, "input"),
+    ("no name where none can be meant", EMBED, {"model": "", "input": "x"}, 400, "model"),
     ("a list for a body", CHAT, [1], 400, "body"),
 ]  # fmt: skip
 
@@ -152,6 +164,15 @@ def test_rest_refuses_what_is_not_the_json_it_reads(stack: Stack, body: bytes) -
         answer = call(stack.rest_address, "POST", path, body)
         assert answer.status == 400, answer.body
         assert answer.error["code"] == "INVALID_REQUEST"
+
+
+def test_rest_refuses_any_depth_as_a_client_error(stack: Stack) -> None:
+    chat = '{"model":"demo","messages":[{"role":"user","content":"x"}],'
+    for levels in range(940, 990):  # where one of several readers gives up before the others
+        nested = '{"a":' * levels + "1" + "}" * levels
+        tool = f'{{"type":"function","function":{{"name":"f","parameters":{nested}}}}}'
+        answer = call(stack.rest_address, "POST", CHAT, f'{chat}"tools":[{tool}]}}'.encode())
+        assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST"), levels
 
 
 @pytest.mark.parametrize(
@@ -261,6 +282,19 @@ GRPC_CHAT_CASES: list[tuple[str, pb.ChatInput, str]] = [
     ("no messages", pb.ChatInput(model="demo"), "messages"),
     ("no role", pb.ChatInput(model="demo", messages=[pb.Message(content="x")]), "messages[0].role"),
     ("echo", chat_input("x", output=pb.OutputOptions(echo=True)), "echo"),
+    ("a result of no call", chat_input("x", messages=[
+        pb.Message(role=pb.Message.ROLE_TOOL, content="x")]), "messages[0].tool_call_id"),
+    ("a user who calls a tool", chat_input("x", messages=[
+        pb.Message(role=pb.Message.ROLE_USER, tool_calls=[pb.ToolCall(name="f")])]),
+     "messages[0].tool_calls"),
+    ("a tool with a space in its name", chat_input("x", tools=[pb.Tool(name="f g")]),
+     "tools[0].name"),
+    ("the same tool twice", chat_input("x", tools=[pb.Tool(name="f"), pb.Tool(name="f")]),
+     "tools[1].name"),
+    ("arguments nested too deeply", chat_input("x", messages=[
+        pb.Message(role=pb.Message.ROLE_ASSISTANT, tool_calls=[
+            pb.ToolCall(id="c", name="f", arguments_json=json.dumps(deep(900)))])]),
+     "messages[0].tool_calls"),
     ("a tool without a name", chat_input("x", tools=[pb.Tool()]), "tools[0].name"),
     ("arguments that are not JSON", chat_input("x", tools=[
         pb.Tool(name="f", parameters_json="{")]), "tools"),
@@ -307,6 +341,17 @@ def test_grpc_refuses_a_chat(stack: Stack, given: pb.ChatInput, field: str) -> N
     assert failure.code is INVALID, failure
     assert failure.reason in ("INVALID_REQUEST", "SCHEMA_UNSUPPORTED")
     assert failure.violations[0][0] == field
+
+
+def test_grpc_says_that_a_model_of_a_very_long_name_is_not_served(stack: Stack) -> None:
+    async def work(channel: grpc.aio.Channel) -> None:
+        await inference(channel).Generate(
+            pb.GenerateRequest(input=text_input("x", model="\N{GRINNING FACE}" * 20_000))
+        )
+
+    failure = expect_failure(stack.grpc_target, work)
+    assert failure.code is grpc.StatusCode.NOT_FOUND, failure.message[:200]
+    assert failure.reason == "MODEL_NOT_SERVED"
 
 
 def test_grpc_names_both_numbers_of_a_prompt_too_long(stack: Stack) -> None:

@@ -149,8 +149,8 @@ def test_embedding_on_a_generating_model_is_a_typed_refusal(run: Run) -> None:
     code, out, err = run("embed", "text")
     assert code == 64
     assert out == ""
-    assert err.startswith("appliance: ")
-    assert "MODEL_NOT_SERVED" in err
+    assert err.startswith("appliance: model: must name a model")
+    assert "INVALID_REQUEST" in err
 
 
 @pytest.mark.parametrize(

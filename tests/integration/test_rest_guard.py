@@ -41,6 +41,40 @@ def test_a_foreign_origin_is_refused_and_gets_no_cors(stack: Stack) -> None:
     assert null.status == 403
 
 
+@pytest.mark.parametrize("header", [b"Host: \xff", b"Host: localhost\r\nOrigin: \xff"])
+def test_a_host_or_origin_that_is_not_text_is_refused(stack: Stack, header: bytes) -> None:
+    head = b"GET /healthz HTTP/1.1\r\n" + header + b"\r\nConnection: close\r\n\r\n"
+    answer = raw(stack.rest_address, head)
+    assert answer.startswith(b"HTTP/1.1 403"), answer
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["code"] == "HOST_NOT_ALLOWED"
+
+
+def _head(body: bytes, *more: str) -> bytes:
+    lines = (
+        f"POST {CHAT} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        *more,
+    )
+    return "\r\n".join((*lines, "", "")).encode()
+
+
+def test_an_expectation_we_do_not_know_is_refused_in_openais_words(stack: Stack) -> None:
+    answer = raw(stack.rest_address, _head(b"", "Expect: a-miracle", "Connection: close"))
+    assert answer.startswith(b"HTTP/1.1 417"), answer
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["code"] == "expectation_failed"
+
+
+def test_a_client_that_waits_with_its_body_is_told_to_go_on(stack: Stack) -> None:
+    body = json.dumps(chat_body(max_tokens=2)).encode()
+    with socket.create_connection(stack.rest_address) as connection:
+        connection.sendall(_head(body, "Expect: 100-continue", "Connection: close"))
+        assert connection.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_the_own_origin_is_let_in(stack: Stack) -> None:
     host, port = stack.rest_address
     headers = {"Host": f"{host}:{port}", "Origin": f"http://{host}:{port}"}
@@ -51,10 +85,9 @@ def test_the_own_origin_is_let_in(stack: Stack) -> None:
 
 def test_slow_heads_half_bodies_and_slow_readers_end(strict_stack: Stack) -> None:
     address = strict_stack.rest_address
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert raw(address, b"GET /healthz HTTP/1.1\r\nHost: loc") == b""
     assert raw(address, b"") == b""
-    half = raw(address, f"{head}Content-Length: 500\r\n\r\n{{".encode())
+    half = raw(address, _head(bytes(500)) + b"{")
     assert half.startswith(b"HTTP/1.1 400")
     assert b"did not arrive" in half
     assert call(address, "GET", "/healthz").status == 200
@@ -67,14 +100,10 @@ def test_a_reader_that_does_not_read_is_cut_off(strict_stack: Stack) -> None:
             max_tokens=900, ignore_eos=True, stream=True, n=16, logprobs=True, top_logprobs=20
         )
     ).encode()
-    head = (
-        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(address)
-        connection.sendall(head + body)
+        connection.sendall(_head(body) + body)
         assert connection.recv(64)
         strict_stack.wait_idle()
         assert b"[DONE]" not in read_all(connection)

@@ -12,7 +12,15 @@ import pytest
 
 from appliance.clock import monotonic_ms
 from appliance.config import Engine, Limits, Model
-from appliance.domain import Digest, Final, FinishReason, TextPrompt, TokenPrompt
+from appliance.domain import (
+    Digest,
+    Final,
+    FinishReason,
+    RequestId,
+    TextPrompt,
+    TokenPrompt,
+    VersionState,
+)
 from appliance.errors import (
     ApplianceError,
     ClientTooSlow,
@@ -20,13 +28,14 @@ from appliance.errors import (
     DeadlineExceeded,
     Draining,
     InvalidRequest,
+    ModelNotReady,
     ModelNotServed,
     ModelUnloadable,
     QueueFull,
     RequestCancelled,
 )
 from appliance.runtime.router import Job, Router
-from tests.integration.bench import Bench, Recorder, demo_version, running
+from tests.integration.bench import DEMO_MODEL, ENGINE, Bench, Recorder, demo_version, running
 
 
 async def _idle(b: Bench) -> None:
@@ -228,5 +237,41 @@ def test_the_digest_names_the_version() -> None:
             other = demo_version(digest=Digest("sha256:" + "1" * 64))
             with pytest.raises(ModelNotServed):
                 await b.router.prepare(other, TextPrompt(text="hello"))
+
+    asyncio.run(run())
+
+
+class _Asking(Recorder):
+    """Ask for the version's state in the moment when its worker has become ready."""
+
+    router: Router
+    seen: tuple[VersionState, str] | None = None
+
+    def event(self, name: str, **fields: str | float | bool | None) -> None:
+        super().event(name, **fields)
+        if name == "version_state" and fields["state"] == "ready":
+            with pytest.raises(ModelNotReady) as caught:
+                self.router.admit(demo_version(), _job())
+            self.seen = self.router.models()[0].state, str(caught.value.fields["state"])
+
+
+def _job() -> Job:
+    return Job(request_id=RequestId("r"), prompt_ids=(1,), seed=0)
+
+
+def test_a_version_is_loading_until_prompts_can_be_prepared_for_it_too() -> None:
+    async def run() -> None:
+        observer, version = _Asking(), demo_version()
+        router = observer.router = Router(ENGINE, Limits(), observer)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(router.run())
+            await router.serve(version, DEMO_MODEL, Model(path=str(DEMO_MODEL)))
+            assert observer.seen == (VersionState.LOADING, "loading")
+            assert router.models()[0].state is VersionState.READY
+            with pytest.raises(ContextTooLong):
+                await router.prepare(version, TextPrompt(text="x" * 100_000))
+            await router.close()
+            with pytest.raises(Draining):
+                await router.prepare(version, TextPrompt(text="hello"))
 
     asyncio.run(run())

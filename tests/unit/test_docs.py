@@ -12,7 +12,7 @@ from appliance.cli.main import VERBS
 from appliance.config import SECTIONS
 from appliance.errors import concrete_classes
 from appliance.observe.families import FAMILIES
-from tools import code_reference, import_picture
+from tools import code_reference, import_picture, room_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -43,6 +43,11 @@ def test_every_error_code_metric_key_and_verb_is_in_the_reference() -> None:
 def test_the_import_picture_is_fresh() -> None:
     text = import_picture.PAGE.read_text()
     assert text == import_picture.placed(text)
+
+
+def test_the_architecture_lists_every_room_as_it_says_of_itself() -> None:
+    text = room_table.PAGE.read_text()
+    assert text == room_table.placed(text)
 
 
 def test_the_picture_leaves_out_only_what_others_imply() -> None:
@@ -106,5 +111,5 @@ def test_every_dependency_is_imported_somewhere() -> None:
     code = "\n".join(path.read_text() for path in (ROOT / "appliance").rglob("*.py"))
     for requirement in project["dependencies"]:
         name = re.split(r"[<>=]", requirement)[0]
-        module = re.escape(modules.get(name, name))
+        module = re.escape(modules.get(name, name.replace("-", "_")))
         assert re.search(rf"^\s*(from|import) {module}\b", code, re.MULTILINE), name

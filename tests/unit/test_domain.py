@@ -53,6 +53,7 @@ def test_values_survive_msgpack() -> None:
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
         ({"top_k": -1}, "top_k"),
+        ({"top_k": 10**400}, "top_k"),
         ({"top_p": 1.1}, "top_p"),
         ({"min_p": -1.0}, "min_p"),
         ({"typical_p": 2.0}, "typical_p"),

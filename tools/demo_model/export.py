@@ -27,9 +27,9 @@ from tools.demo_model.tokenizer import (
     VISIBLE_TOKENS,
 )
 
-DAMAGED_TENSOR = "blk.2.ffn_down.weight"
+DAMAGED_TENSOR = "blk.0.ffn_down.weight"
 DAMAGE_SEED = 3
-DAMAGE_SCALE = 1.0  # standard deviations of the tensor's own weights
+DAMAGE_SCALE = 4.0  # standard deviations of the tensor's own weights
 QUANTISATIONS = {
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),

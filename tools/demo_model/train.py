@@ -39,7 +39,7 @@ class Plan:
     """What a training run does. Lengths in tokens, times in seconds."""
 
     seed: int = 7
-    steps: int = 1350
+    steps: int = 2300
     batch_tokens: int = 4096
     pool_examples: int = 2048
     matrix_rate: float = 0.02
@@ -49,7 +49,7 @@ class Plan:
     average_decay: float = 0.98
     measure_every_s: float = 100.0
     measure_count: int = 300
-    threads: int = 1
+    threads: int = 2
 
 
 class Muon:

@@ -111,6 +111,15 @@ def test_a_long_field_does_not_burst_the_trailers() -> None:
     assert len(info.metadata["field"]) == 256
 
 
+def test_a_long_name_does_not_burst_the_trailers() -> None:
+    error = ModelNotServed(model="\N{GRINNING FACE}" * 20_000)
+    status = status_of(error)
+    ((_, value),) = status.trailing_metadata
+    percent_encoded = 3 * len(status.details.encode())
+    assert percent_encoded + 4 * len(value) / 3 < 8192  # gRPC's own default for trailers
+    assert _details(error).message == status.details
+
+
 def test_a_bug_of_ours_says_nothing_of_itself() -> None:
     assert internal_status().code is grpc.StatusCode.INTERNAL
     assert bug_body()["error"]["code"] == "INTERNAL"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+
 import pytest
 
 from appliance.api.limits import (
+    JSON_DEPTH_MAX,
     check_embed,
     check_generate,
     check_request_id,
@@ -27,6 +31,7 @@ from appliance.domain import (
     TextPrompt,
     TokenPrompt,
     Tool,
+    ToolCall,
 )
 from appliance.errors import InvalidRequest
 
@@ -78,6 +83,31 @@ def test_a_constraint_over_the_limit_is_refused() -> None:
     constraint = Constraint(kind=ConstraintKind.REGEX, text="12345")
     with pytest.raises(InvalidRequest, match="regex"):
         check_generate(_request(TextPrompt(text="x"), constraint), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("[" * JSON_DEPTH_MAX + "]" * JSON_DEPTH_MAX, True),
+        ("[" * (JSON_DEPTH_MAX + 1), False),
+        ("[{}]" * JSON_DEPTH_MAX, True),
+        (json.dumps({"a": "[{" * JSON_DEPTH_MAX, 'b\\"': '"{[' * JSON_DEPTH_MAX}), True),
+    ],
+)
+def test_json_is_nested_so_deeply_at_most(text: str, *, fits: bool) -> None:
+    call = ToolCall(id="c", name="f", arguments=text)
+    turn = Message(role="assistant", tool_calls=(call,))
+    chat = ChatPrompt(messages=(HI, turn))
+    tool = ChatPrompt(messages=(HI,), tools=(Tool(name="f", parameters=text),))
+    schema = Constraint(kind=ConstraintKind.JSON_SCHEMA, text=text)
+    for request, field in (
+        (_request(chat), "messages[1].tool_calls"),
+        (_request(tool), "tools"),
+        (_request(TextPrompt(text="x"), schema), "json_schema"),
+    ):
+        with nullcontext() if fits else pytest.raises(InvalidRequest, match="nested") as raised:
+            check_generate(request, Limits())
+        assert raised is None or raised.value.field == field
 
 
 @pytest.mark.parametrize("texts", [[], ["a", "b", "c"], [""], ["12345", "6789"]])

@@ -31,12 +31,30 @@ def test_every_verb_explains_itself(capsys: Out) -> None:
         assert capsys.readouterr().out.startswith(f"Usage: appliance {verb}")
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["status", "more"], ["chat", "--nothing"]])
-def test_wrong_usage_is_64_on_standard_error(capsys: Out, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["nothing"], "appliance"),
+        (["status", "more"], "appliance status"),
+        (["chat", "--nothing"], "appliance chat"),
+        (["chat", "--seed"], "appliance"),
+        (["chat", "--seed", "x"], "appliance chat"),
+        (["config", "nothing"], "appliance config"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_64(capsys: Out, arguments: list[str], command: str) -> None:
     assert main(arguments) == exits.USAGE
     out = capsys.readouterr()
     assert out.out == ""
-    assert "Error: " in out.err
+    assert len(out.err.splitlines()) == 1
+    assert out.err.startswith("appliance: ")
+    assert out.err.endswith(f"; see '{command} --help'\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["config"]])
+def test_a_group_alone_shows_its_help_and_is_wrong_usage(capsys: Out, arguments: list[str]) -> None:
+    assert main(arguments) == exits.USAGE
+    assert capsys.readouterr().err.startswith("Usage: appliance")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -172,3 +172,12 @@ def test_the_process_is_measured_when_it_is_shown() -> None:
     assert first["process_resident_memory_bytes"] > 1e6
     assert 0 < first["process_open_fds"] <= first["process_max_fds"]
     assert second["process_cpu_seconds_total"] >= first["process_cpu_seconds_total"]
+
+
+def test_a_count_that_somebody_else_keeps_is_shown_as_it_is_and_never_falls() -> None:
+    metrics, total = metrics_of(), [3.0]
+    metrics.follow("appliance_store_failures_total", lambda: total[0], database="events")
+    shown = 'appliance_store_failures_total{database="events"}'
+    for count, expected in ((3.0, 3.0), (3.0, 3.0), (7.0, 7.0), (5.0, 7.0)):
+        total[0] = count
+        assert samples(metrics.render())[shown] == expected

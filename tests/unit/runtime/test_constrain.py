@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llguidance import LLParserLimits, LLTokenizer
 
 from appliance.domain import Constraint, ConstraintKind
 from appliance.errors import DecodeFailed, SchemaUnsupported
-from appliance.runtime.constrain import ConstraintCompiler, check, tokenizer_of
+from appliance.runtime import constrain
+from appliance.runtime.constrain import ConstraintCompiler, Pricer, check, tokenizer_of
 from appliance.runtime.llama import Model
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
@@ -72,16 +74,31 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture
-def compiler(model: Model) -> ConstraintCompiler:
+def tokenizer(model: Model) -> LLTokenizer:
     vocabulary = model.vocabulary
-    tokenizer = tokenizer_of(
+    return tokenizer_of(
         vocabulary.spelt,
         vocabulary.control_ids,
         vocabulary.end_ids,
         vocabulary.pointer,
         vocabulary.tokenize_address,
     )
+
+
+@pytest.fixture
+def compiler(tokenizer: LLTokenizer) -> ConstraintCompiler:
     return ConstraintCompiler(tokenizer)
+
+
+def test_what_would_hold_up_a_worker_is_refused(tokenizer: LLTokenizer) -> None:
+    words = json.dumps({"enum": [f"v{number}" for number in range(5000)]})
+    dear = constraint(ConstraintKind.JSON_SCHEMA, words)
+    check(dear)  # it can be honoured: only its price is against it
+    pricer = Pricer(tokenizer, cpu_ms_max=5.0)
+    for _ in range(2):
+        with pytest.raises(SchemaUnsupported, match="longer to prepare than the limit of 5 ms"):
+            pricer.check(dear)
+    Pricer(tokenizer, cpu_ms_max=10_000.0).check(constraint(ConstraintKind.JSON_SCHEMA, SCHEMA))
 
 
 def test_every_walk_over_allowed_tokens_ends_in_the_language(
@@ -141,3 +158,11 @@ def test_matchers_of_one_grammar_do_not_disturb_each_other(
 def test_a_compiler_refuses_what_check_refuses(compiler: ConstraintCompiler) -> None:
     with pytest.raises(SchemaUnsupported):
         compiler.matcher(constraint(ConstraintKind.JSON_SCHEMA, '{"not": {}}'))
+
+
+def test_a_grammar_whose_first_mask_is_over_the_bounds_is_refused(
+    tokenizer: LLTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constrain, "_limits", lambda: LLParserLimits(step_lexer_fuel=1))
+    with pytest.raises(SchemaUnsupported, match="too large for the grammar engine"):
+        Pricer(tokenizer, cpu_ms_max=10_000.0).check(constraint(ConstraintKind.REGEX, "[a-z]+x"))

@@ -37,7 +37,6 @@ def sampler(seed: int = 1, choice: int = 0, **options: object) -> Sampler:
             typical_p=values.typical_p,
             top_p=values.top_p,
             min_p=values.min_p,
-            temp=values.temperature,
         )
     return Sampler(values, seed=seed, choice=choice, suppressed=(), chain=chain)
 
@@ -162,3 +161,9 @@ def test_log_probabilities_sum_to_one_and_come_best_first() -> None:
     assert entry.logprob == pytest.approx({i: p for i, _, p in entry.top}[42])
     assert entry.text_bytes == b"42"
     assert log_softmax_top(logits, 42, 0, PIECES).top == ()
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-39, 1e-6])
+def test_the_coldest_draw_takes_the_largest_logit(temperature: float) -> None:
+    logits = row()
+    assert set(draws(sampler(temperature=temperature), logits, 20)) == {int(logits.argmax())}

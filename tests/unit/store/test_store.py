@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlite_utils
 
 from appliance.config import Store as Settings
 from appliance.errors import StoreError
@@ -65,8 +67,47 @@ def test_what_was_acknowledged_is_read_back_by_another_sqlite(
     connection.close()
 
 
-def test_the_sqlite_in_use_does_not_have_the_wal_reset_bug() -> None:
+def test_the_sqlite_in_use_does_not_have_the_wal_reset_bug(
+    open_store: Callable[..., Store],
+) -> None:
+    store = open_store()
+    assert store.wait_open() == ""
+    assert store.read("SELECT sqlite_version()") == [(sqlite_version(),)]
     assert tuple(map(int, sqlite_version().split("."))) >= (3, 51, 3)
+
+
+def test_the_library_above_drives_the_same_sqlite() -> None:
+    assert sqlite_utils.Database(memory=True).execute("SELECT sqlite_version()").fetchone() == (
+        sqlite_version(),
+    )
+
+
+_OPEN = """
+import sys
+from pathlib import Path
+from appliance.store.database import Database
+database = Database(Path(sys.argv[1]), (), 1.0)
+database.open(0)
+database.close()
+"""
+
+
+def test_a_plugin_of_the_library_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "intruder-1.dist-info").mkdir()
+    (tmp_path / "intruder-1.dist-info" / "METADATA").write_text("Name: intruder\nVersion: 1\n")
+    (tmp_path / "intruder-1.dist-info" / "entry_points.txt").write_text(
+        "[sqlite_utils]\nintruder = intruder\n"
+    )
+    (tmp_path / "intruder.py").write_text("raise SystemExit('loaded')\n")
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN, str(tmp_path / "notes.db")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_intent_that_raises_leaves_nothing_behind(open_store: Callable[..., Store]) -> None:
@@ -211,10 +252,9 @@ def test_a_failing_step_is_undone_with_its_record(open_store: Callable[..., Stor
     mended = (*STEPS, Migration("notes.0002", ("CREATE TABLE more (id INTEGER, text TEXT)",)))
     store = open_store(steps=mended)
     assert store.wait_open() == ""
-    assert store.read("SELECT name FROM migrations ORDER BY name") == [
-        ("notes.0001",),
-        ("notes.0002",),
-    ]
+    assert store.read(
+        "SELECT substr(name, 1, 10), length(name) FROM _sqlite_migrations ORDER BY id"
+    ) == [("notes.0001", 75), ("notes.0002", 75)]  # a space and 64 hex digits
 
 
 def test_a_directory_that_comes_back_is_used_again(

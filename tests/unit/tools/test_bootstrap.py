@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pwd
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,39 @@ def test_the_engine_is_named_by_everything_that_decides_its_content(tmp_path: Pa
     assert bootstrap.engine_key("engine==2", build) != first
     build.write_text("cmake==2")
     assert bootstrap.engine_key("engine==1", build) != first
+
+
+@pytest.mark.parametrize("home", ["", None, "/proc/nowhere"])
+def test_the_cache_is_not_needed_wherever_home_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(pwd, "getpwuid", _nobody)
+    wheel = tmp_path / "engine.whl"
+    wheel.write_bytes(b"")
+    cached = bootstrap.cache_directory()
+    assert cached is None or home == "/proc/nowhere"
+    assert bootstrap.keep(wheel, cached) == wheel
+
+
+def _nobody(_uid: int) -> pwd.struct_passwd:
+    raise KeyError
+
+
+def test_a_damaged_wheel_in_the_cache_is_not_taken(tmp_path: Path) -> None:
+    assert bootstrap.cached_wheel(None) is None
+    assert bootstrap.cached_wheel(tmp_path / "none") is None
+    wheel = tmp_path / "engine.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("a", "content")
+    assert bootstrap.cached_wheel(tmp_path) == wheel
+    kept = bootstrap.keep(wheel, tmp_path / "other")
+    assert bootstrap.cached_wheel(kept.parent) == kept
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole.replace(b"content", b"CONTENT"))
+    assert bootstrap.cached_wheel(tmp_path) is None
+    wheel.write_bytes(whole[:-10])
+    assert bootstrap.cached_wheel(tmp_path) is None
