@@ -93,6 +93,11 @@ class Vocabulary:
         return ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value or 0  # noqa: SLF001 - not bound otherwise
 
 
+# llama.cpp calls the last log callback it was given from any thread until the process ends, also
+# when the model that set it is gone: so ours live as long.
+_KEPT_CALLBACKS: list[object] = []
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextOptions:
     """What a context is asked for; the context tells what it got. Sizes in tokens or cells."""
@@ -119,8 +124,9 @@ class Model:
             EngineFault: llama.cpp refused it.
         """
         self._log: deque[str] | None = deque(maxlen=_LOG_LINES_MAX)
-        self._log_callback = lib.llama_log_callback(self._on_log)
-        lib.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        log_callback = lib.llama_log_callback(self._on_log)
+        _KEPT_CALLBACKS.append(log_callback)
+        lib.llama_log_set(log_callback, ctypes.c_void_p(0))
         lib.llama_backend_init()
         self._progress_callback = lib.llama_progress_callback(_progress(on_progress))
         params = lib.llama_model_default_params()

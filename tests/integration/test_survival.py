@@ -133,7 +133,7 @@ def test_a_request_waits_while_its_worker_is_restarted() -> None:
 def test_a_text_process_killed_in_use_is_restarted_and_its_call_answered() -> None:
     async def run() -> None:
         async with running() as b:
-            text = "again and " * 20_000
+            text = "again and " * 100
             first = await b.job(text)
             os.kill(b.router.text_process_pid, signal.SIGSTOP)
             call = b.group.create_task(b.job(text))
