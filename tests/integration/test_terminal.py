@@ -18,6 +18,7 @@ import pytest
 from tests.integration.daemons import RunningDaemon, command, environment, program
 
 WAIT_S = 60.0
+BEGUN_CHARS = 60
 
 
 class Terminal:
@@ -113,7 +114,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(daemon: RunningDaemon)
         terminal.type("Hello")
         terminal.until("Hello")  # the terminal's own echo
         terminal.until("\n")
-        terminal.more()  # the answer has begun
+        while len(terminal.seen) < BEGUN_CHARS:
+            terminal.more()  # the answer, and not a rest of the echo, has begun
         terminal.process.send_signal(signal.SIGINT)
         terminal.until("(stopped)")
         terminal.until("> ")
