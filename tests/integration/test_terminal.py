@@ -27,8 +27,9 @@ class Terminal:
     def __init__(self, *arguments: object) -> None:
         """Start the command with the terminal as its standard streams."""
         self._ours, theirs = pty.openpty()
+        # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that.
         self.process = subprocess.Popen(
-            command(*arguments),
+            ["env", "--default-signal=INT", *command(*arguments)],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -26,7 +26,7 @@ def test_nothing_of_our_environment_reaches_a_child() -> None:
         "DEVICE",
         "GGML_NO_BACKTRACE",
         "LANG",
-        "OMP_WAIT_POLICY",
+        "GOMP_SPINCOUNT",
         "PATH",
         "PYTHONDONTWRITEBYTECODE",
         "PYTHONPATH",
