@@ -49,7 +49,8 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     PYTHONPATH makes the child import this very package, wherever it lies. GGML_NO_BACKTRACE: an
     assertion of ggml would otherwise fork a debugger. GOMP_SPINCOUNT: threads that wait for each
     other by spinning at length make a step many times longer as soon as anybody else wants a core;
-    not spinning at all costs 40 % of the speed of an idle machine; this many turns cost nothing.
+    not spinning at all costs much of the speed of an idle machine (to see it, change the value and
+    run `python -m benchmarks.first --quick --shape 160M`).
     """
     return {
         "PATH": _PATH,

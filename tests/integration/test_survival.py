@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from appliance.config import Engine, Limits
-from appliance.domain import FinishReason, SamplingOptions, VersionState
+from appliance.domain import (
+    Constraint,
+    ConstraintKind,
+    FinishReason,
+    SamplingOptions,
+    VersionState,
+)
 from appliance.errors import InvalidRequest, ModelNotReady, RequestUnsafe, WorkerLost
 from appliance.runtime import wire
 from tests.integration.bench import Bench, Stream, chat, running
@@ -172,6 +178,25 @@ def test_a_template_that_never_ends_is_killed_and_nobody_else_notices(tmp_path: 
             await b.ended(stream)
             assert stream.error is None
             assert b.recorder.losses == [("", "hung"), ("", "hung")]
+
+    asyncio.run(run())
+
+
+def test_a_constraint_that_never_compiles_ends_only_its_own_call() -> None:
+    endless = Constraint(
+        kind=ConstraintKind.JSON_SCHEMA, text='{"type": "integer", "multipleOf": 9999991}'
+    )
+
+    async def run() -> None:
+        async with running(limits=Limits(constraint_ms=100.0)) as b:
+            stream = b.stream(await b.job("hello", ignore_eos=True, max_tokens=200))
+            await stream.has_tokens(1)
+            with pytest.raises(RequestUnsafe):
+                await b.router.prepare(b.version, chat("hello"), constraint=endless)
+            await b.router.prepare(b.version, chat("hello"))
+            await b.ended(stream)
+            assert stream.error is None
+            assert b.recorder.losses == [("", "sigprof"), ("", "sigprof")]
 
     asyncio.run(run())
 
