@@ -168,6 +168,9 @@ class Service:
             constraint=prepared.constraint,
             deadline_ms=self._deadline(request.deadline_ms),
             client=client,
+            priority=request.priority,
+            adapter=request.adapter,
+            cache_salt=request.cache_salt,
         )
 
     async def _echo(

@@ -38,16 +38,16 @@ class Link:
         self._socket = socket.socket(fileno=fd)
         self._socket.settimeout(0.0)
         self._reader = wire.FrameReader(wire.ToWorker)
-        self._inbound: queue.Queue[wire.AnyFrame] = queue.Queue(_INBOUND_MAX)
+        self._inbound: queue.Queue[wire.Frame] = queue.Queue(_INBOUND_MAX)
         self._outbound: queue.Queue[wire.Frame | None] = queue.Queue(_OUTBOUND_MAX)
-        self._backlog: deque[wire.AnyFrame] = deque()  # the frames of one read at most
+        self._backlog: deque[wire.Frame] = deque()  # the frames of one read at most
         self._unsent = bytearray()
         self._closing = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
         self._thread.start()
 
-    def receive(self, wait_s: float = 0.0) -> wire.AnyFrame | None:
+    def receive(self, wait_s: float = 0.0) -> wire.Frame | None:
         """Take the next frame, waiting up to wait_s for one; None: there is none."""
         try:
             return self._inbound.get(block=wait_s > 0.0, timeout=wait_s or None)

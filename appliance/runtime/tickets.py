@@ -22,6 +22,7 @@ from appliance.domain import (
     EmbedResult,
     Final,
     FinishReason,
+    Priority,
     Progress,
     RequestId,
     SamplingOptions,
@@ -49,6 +50,9 @@ class Job(Value):
     constraint: Constraint | None = None
     deadline_ms: float | None = None
     client: Client | None = None
+    priority: Priority = Priority.NORMAL
+    adapter: str = ""
+    cache_salt: str = ""
 
 
 class EmbedJob(Value):
@@ -228,6 +232,10 @@ class Ticket:
             if self.tokens_sent
             else (),
             ended=tuple(i for i, choice in enumerate(self._choices) if choice.finish is not None),
+            client=_client_id(job.client),
+            priority=job.priority,
+            adapter=job.adapter,
+            cache_key=f"{_client_id(job.client)}/{job.cache_salt}",
         )
 
     def start(self) -> None:
@@ -291,6 +299,10 @@ class Ticket:
             ),
             finish_reasons=reasons,
         )
+
+
+def _client_id(client: Client | None) -> str:
+    return "" if client is None else client.id
 
 
 class EmbedTicket:

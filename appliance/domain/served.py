@@ -1,0 +1,143 @@
+"""Say who asks, and what is served: clients, signed versions, their state, and judgements on them.
+
+What this room does: frozen values that every face lists and that the stores keep.
+What it knows: one word has one meaning (see ARCHITECTURE.md, Words).
+What it never does: decide who may do what (`access`), or hold a request.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NewType, Protocol
+
+from appliance.domain.value import Value
+
+Digest = NewType("Digest", str)  # "sha256:" + 64 lower-case hex digits
+
+
+# --- who ----------------------------------------------------------------------------------------
+
+
+class ClientKind(enum.Enum):
+    """How a client made itself known."""
+
+    LOCAL_SOCKET = "local_socket"
+    LOOPBACK = "loopback"
+    API_KEY = "api_key"
+
+
+class Client(Value):
+    """Who sends a request. `id` is what audit, fairness and quotas count by."""
+
+    id: str
+    kind: ClientKind
+
+
+# --- what is served -----------------------------------------------------------------------------
+
+
+class Origin(enum.Enum):
+    """Who signed a version: the hub's publishers, or this device on an admin's word."""
+
+    HUB = "hub"
+    LOCAL = "local"
+
+
+class Role(enum.Enum):
+    """What a loaded version is here."""
+
+    ACTIVE = "active"
+    STANDBY = "standby"
+    CANDIDATE = "candidate"
+
+
+class ModelVersion(Value):
+    """One signed edition of a served name. `signature`: by the key `key_id`, of the statement."""
+
+    model: str
+    version: str
+    digest: Digest
+    blob_bytes: int
+    origin: Origin
+    key_id: str
+    signature: str
+
+    @property
+    def label(self) -> str:
+        """Name the version the way operators and clients write it: model@version."""
+        return f"{self.model}@{self.version}"
+
+
+class VersionState(enum.Enum):
+    """Whether a loaded version answers now."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class ModelFacts(Value):
+    """What the engine read from a loaded file. Token counts and bytes; ids are -1 where absent."""
+
+    architecture: str
+    description: str
+    parameters_count: int
+    size_bytes: int
+    context_tokens: int
+    context_train_tokens: int
+    embedding_size: int
+    vocabulary_size: int
+    pooling: str  # "none" for a generating model, else "mean" | "cls" | "last" | "rank"
+    bos_token_id: int
+    eos_token_id: int
+    adds_bos: bool
+    has_chat_template: bool
+    kv_bytes_per_token: int
+    sequences_max: int
+
+
+class ModelStatus(Value):
+    """One row of the role table, for every face that lists models. `facts` come with loading."""
+
+    version: ModelVersion
+    role: Role
+    state: VersionState
+    loading_ratio: float
+    created_utc_ms: int
+    reason: str = ""
+    facts: ModelFacts | None = None
+    running_count: int = 0
+    waiting_count: int = 0
+    worker_pid: int = 0
+    worker_restarts: int = 0
+    kv_cells_used: int = 0
+    kv_cells_total: int = 0
+
+
+# --- judgement ----------------------------------------------------------------------------------
+
+
+class Verdict(enum.Enum):
+    """What measurements say of a version. Inconclusive holds: it never moves users."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Judgement(Value):
+    """A verdict with its reason and the number of requests it rests on."""
+
+    verdict: Verdict
+    reason: str
+    sample_count: int
+
+
+class VerdictSource(Protocol):
+    """Judge a version against the active one. Supplied by `observe`, consumed by `sync`."""
+
+    def judge(self, candidate: ModelVersion, active: ModelVersion) -> Judgement:
+        """Judge from measurements so far; never blocks; missing data is INCONCLUSIVE."""
+        ...
