@@ -20,12 +20,13 @@ from typing import Any
 
 import msgspec
 
-from appliance.config.tree import SECTIONS, Config, Engine, Section
+from appliance.config.tree import SECTIONS, Config, Engine, Model, Section
 from appliance.errors import ConfigError
 
 CONFIG_BYTES_MAX = 1024 * 1024
 UNIX_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its closing zero
 PORT_MAX = 65_535
+_NEEDS_FLASH = "{} needs flash attention, and engine.flash_attention is off"
 
 
 def load(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
@@ -171,6 +172,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, reason) for each pair of values that can't both hold."""
     yield from _address_contradictions(config)
     yield from _engine_contradictions(config.engine)
+    for model in config.models:
+        yield from _model_contradictions(model, config.engine)
     limits, context = config.limits, config.engine.context_tokens
     for model in config.models:
         context = max(context, model.context_tokens)
@@ -204,6 +207,29 @@ def _engine_contradictions(engine: Engine) -> Iterator[tuple[str, str]]:
         for low in ("batch_tokens", "context_tokens"):
             if getattr(engine, low) > engine.cells_total:
                 yield f"engine.{low}", f"is above engine.cells_total ({engine.cells_total})"
+    if engine.flash_attention == "off" and engine.cache_type_v.startswith("q"):
+        yield "engine.cache_type_v", _NEEDS_FLASH.format(engine.cache_type_v)
+
+
+def _model_contradictions(model: Model, engine: Engine) -> Iterator[tuple[str, str]]:
+    """Hold what one model has of its own against what it has in common with the others."""
+    for key in ("cache_type_k", "cache_type_v"):
+        if model.embedding and getattr(model, key):
+            yield f"models.{key}", "is for generating models: an embedding keeps no cache"
+    if engine.flash_attention == "off" and model.cache_type_v.startswith("q"):
+        yield "models.cache_type_v", _NEEDS_FLASH.format(model.cache_type_v)
+    if model.sequences_max > engine.batch_tokens:
+        yield "models.sequences_max", f"is above engine.batch_tokens ({engine.batch_tokens})"
+    cells, key = model.cells_total, "models.cells_total"
+    if not cells:
+        cells, key = engine.cells_total, "engine.cells_total"
+    if cells and model.context_tokens > cells:
+        yield "models.context_tokens", f"is above {key} ({cells})"
+    if model.cells_total:
+        if engine.batch_tokens > model.cells_total:
+            yield key, f"is below engine.batch_tokens ({engine.batch_tokens})"
+        if not model.context_tokens and engine.context_tokens > model.cells_total:
+            yield key, f"is below engine.context_tokens ({engine.context_tokens})"
 
 
 def _address_contradictions(config: Config) -> Iterator[tuple[str, str]]:

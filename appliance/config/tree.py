@@ -11,13 +11,16 @@ Zero means "choose for me" wherever a description says so.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, dataclass_transform, get_type_hints
+from typing import Annotated, Literal, TypeAlias, dataclass_transform, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 _DAY_S = 86_400.0
 _GIB = 1024**3
+
+# ggml's types that llama.cpp can keep a KV cache in.
+CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -126,6 +129,21 @@ class Model(Section):
     embedding: Annotated[
         bool, Meta(description="Whether the file is an embedding model, not a generating one.")
     ] = False
+    cells_total: Annotated[
+        int,
+        Meta(ge=0, le=2**31 - 1, description="As engine.cells_total, of this model; 0: that one."),
+    ] = 0
+    sequences_max: Annotated[
+        int, Meta(ge=0, le=256, description="As engine.sequences_max, of this model; 0: that one.")
+    ] = 0
+    cache_type_k: Annotated[
+        Literal["", CacheType],
+        Meta(description="As engine.cache_type_k, of this model; empty: that one."),
+    ] = ""
+    cache_type_v: Annotated[
+        Literal["", CacheType],
+        Meta(description="As engine.cache_type_v, of this model; empty: that one."),
+    ] = ""
 
 
 class Engine(Section):
@@ -152,6 +170,33 @@ class Engine(Section):
     batch_tokens: Annotated[
         int, Meta(ge=16, le=65_536, description="Most tokens in one step, prompts and outputs.")
     ] = 512
+    cache_type_k: Annotated[
+        CacheType,
+        Meta(
+            description=(
+                "How generating models keep the keys of their KV cache: f32, f16, bf16, q8_0, "
+                "q5_1, q5_0, q4_1 or q4_0."
+            )
+        ),
+    ] = "f16"
+    cache_type_v: Annotated[
+        CacheType,
+        Meta(
+            description=(
+                "How they keep the values, as cache_type_k; a quantised type (q) needs flash "
+                "attention."
+            )
+        ),
+    ] = "f16"
+    flash_attention: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description=(
+                "Whether attention is computed without a matrix of all scores; auto: where the "
+                "model and the device can."
+            )
+        ),
+    ] = "auto"
     threads: Annotated[
         int,
         Meta(

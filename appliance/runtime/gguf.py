@@ -78,6 +78,8 @@ _BLOCKS = {
     42: (64, 18),
 }
 
+_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
+
 
 class GgufFault(Exception):
     """The file is not a whole GGUF; the text is one reason for a person."""
@@ -123,6 +125,17 @@ def read_head(path: Path) -> GgufHead:
         raise GgufFault("this is a directory, not a file") from error
     except OSError as error:
         raise GgufFault(f"the file can't be read: {error.strerror}") from error
+
+
+def ggml_type(name: str) -> int:
+    """Find ggml's number of a type that a KV cache may have."""
+    return _TYPES[name]
+
+
+def row_bytes(name: str, elements: int) -> int | None:
+    """Compute the size of a row of one of these types; None: it does not hold whole blocks."""
+    block, block_bytes = _BLOCKS[_TYPES[name]]
+    return None if elements % block else elements // block * block_bytes
 
 
 class _Reader:

@@ -34,6 +34,11 @@ _PIECE_BYTES_MAX = 4096
 _LONG_PIECE_BYTES_MAX = 1024 * 1024
 _SEQUENCES_MAX = 256  # llama-cparams.h: LLAMA_MAX_SEQ
 _POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+_FLASH_ATTENTION = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 _SPELT = True
 _CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -108,6 +113,9 @@ class ContextOptions:
     threads_decode: int
     threads_prefill: int
     embedding: bool
+    cache_type_k: int = lib.GGML_TYPE_F16
+    cache_type_v: int = lib.GGML_TYPE_F16
+    flash_attention: str = "auto"
 
 
 class Model:
@@ -192,6 +200,9 @@ class Context:
         params.n_threads = options.threads_decode
         params.n_threads_batch = options.threads_prefill
         params.kv_unified = True
+        params.type_k = options.cache_type_k
+        params.type_v = options.cache_type_v
+        params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
         params.embeddings = options.embedding
         params.no_perf = True
         if not options.embedding:

@@ -21,7 +21,7 @@ from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.devices import available_bytes
 from appliance.runtime.embedder import EmbeddingEngine
 from appliance.runtime.engine import Engine, GeneratingEngine
-from appliance.runtime.gguf import GgufFault, GgufHead, read_head
+from appliance.runtime.gguf import GgufFault, GgufHead, ggml_type, read_head, row_bytes
 from appliance.runtime.jobs import SchedulerLimits
 from appliance.runtime.llama import (
     Context,
@@ -37,7 +37,6 @@ from appliance.runtime.wire import EngineOptions
 _WARM_UP_MS = 1000.0
 _WARM_UP_CHUNKS = (1, 8, 16, 64, 256)
 _WARM_UP_TRIES = 3
-_KV_VALUE_BYTES = 2  # F16
 _COMPUTE_BYTES = 64 * 1024 * 1024  # a graph's buffers, beside the rows of logits
 _EMBEDDING_POOLINGS = ("mean", "cls", "last")
 _MIB = 1024 * 1024
@@ -63,6 +62,7 @@ def load(
     try:
         head = read_head(path)
         _check_whole(head)
+        _check_cache_types(head, options)
         if not (options.gpu_layers and supports_gpu()):
             cells = fit_cells(head, options, available_bytes())
             options = msgspec.structs.replace(options, cells_total=cells)
@@ -226,6 +226,9 @@ def _context_options(options: EngineOptions) -> ContextOptions:
         threads_decode=options.threads_decode,
         threads_prefill=options.threads_prefill,
         embedding=options.embedding,
+        cache_type_k=ggml_type(options.cache_type_k),
+        cache_type_v=ggml_type(options.cache_type_v),
+        flash_attention=options.flash_attention,
     )
 
 
@@ -236,6 +239,20 @@ def _check_whole(head: GgufHead) -> None:
         )
     if not head.tensors_count:
         raise GgufFault("it holds a vocabulary only, no weights")
+
+
+def _check_cache_types(head: GgufHead, options: EngineOptions) -> None:
+    """Say what llama.cpp only logs: that the heads of this model are not whole blocks of a type."""
+    for key, name, size in zip(
+        ("cache_type_k", "cache_type_v"),
+        (options.cache_type_k, options.cache_type_v),
+        _head_sizes(head),
+        strict=True,
+    ):
+        if row_bytes(name, size) is None:
+            raise GgufFault(
+                f"{key} can't be {name}: the {size} values of a head are not whole blocks of it"
+            )
 
 
 def _check_kind(model: Model, context: Context, *, embedding: bool) -> None:
@@ -259,7 +276,7 @@ def fit_cells(head: GgufHead, options: EngineOptions, available: int | None) -> 
     if available is None:
         return wanted
     fixed = head.file_bytes + _COMPUTE_BYTES + options.memory_reserve_bytes
-    cell_bytes = kv_cache_bytes(head, 1)
+    cell_bytes = kv_cache_bytes(head, options.cache_type_k, options.cache_type_v, 1)
     fitting = max(0, available - fixed) // max(1, cell_bytes)
     if fixed + least * cell_bytes > available:
         raise GgufFault(
@@ -269,10 +286,19 @@ def fit_cells(head: GgufHead, options: EngineOptions, available: int | None) -> 
     return min(wanted, fitting)
 
 
-def kv_cache_bytes(head: GgufHead, cells: int) -> int:
+def kv_cache_bytes(head: GgufHead, type_k: str, type_v: str, cells: int) -> int:
     """Compute the size of a KV cache from the head's own numbers; an upper bound if per layer."""
+    kv_heads = head.number("attention.head_count_kv", head.number("attention.head_count", 1))
+    size_k, size_v = _head_sizes(head)
+    row = (row_bytes(type_k, size_k) or 0) + (row_bytes(type_v, size_v) or 0)
+    return head.number("block_count") * kv_heads * row * cells
+
+
+def _head_sizes(head: GgufHead) -> tuple[int, int]:
+    """Read how many values of a key and of a value one attention head has."""
     heads = head.number("attention.head_count", 1)
     size = head.number("embedding_length") // max(1, heads)
-    kv_heads = head.number("attention.head_count_kv", heads)
-    row = head.number("attention.key_length", size) + head.number("attention.value_length", size)
-    return head.number("block_count") * kv_heads * row * _KV_VALUE_BYTES * cells
+    return (
+        head.number("attention.key_length", size),
+        head.number("attention.value_length", size),
+    )

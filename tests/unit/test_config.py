@@ -159,6 +159,7 @@ def test_a_wrong_type_names_key_and_value() -> None:
     assert refused(models=[{}]) == "models[0]: object missing required field path"
     assert refused(models=[{"path": "a"}, {"path": 1}]).startswith("models[1].path: expected str")
     assert refused(server__log_level="loud").startswith("server.log_level: invalid enum value")
+    assert refused(engine__cache_type_k="q3_0").startswith("engine.cache_type_k: invalid enum")
 
 
 def test_an_override_into_something_that_is_no_table_is_refused(tmp_path: Path) -> None:
@@ -197,6 +198,39 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"engine.output_reserve_tokens": 9000}, "engine.output_reserve_tokens"),
         ({"engine.cells_total": 256}, "engine.batch_tokens"),
         ({"engine.cells_total": 1024}, "engine.context_tokens"),
+        ({"engine.cache_type_v": "q8_0", "engine.flash_attention": "off"}, "engine.cache_type_v"),
+        (
+            {
+                "models": [{"path": "a", "cache_type_v": "q4_0"}],
+                "engine.flash_attention": "off",
+            },
+            "models.cache_type_v",
+        ),
+        (
+            {"models": [{"path": "a", "embedding": True, "cache_type_k": "q8_0"}]},
+            "models.cache_type_k",
+        ),
+        (
+            {
+                "models": [{"path": "a", "sequences_max": 256}],
+                "engine.batch_tokens": 128,
+                "engine.sequences_max": 64,
+            },
+            "models.sequences_max",
+        ),
+        ({"models": [{"path": "a", "cells_total": 4096}]}, "models.cells_total"),
+        (
+            {"models": [{"path": "a", "cells_total": 256, "context_tokens": 64}]},
+            "models.cells_total",
+        ),
+        (
+            {"models": [{"path": "a", "cells_total": 1024, "context_tokens": 2048}]},
+            "models.context_tokens",
+        ),
+        (
+            {"models": [{"path": "a", "context_tokens": 10_000}], "engine.cells_total": 8192},
+            "models.context_tokens",
+        ),
         ({"limits.queue_prompt_tokens": 1024}, "limits.queue_prompt_tokens"),
         ({"models": [{"path": "a", "context_tokens": 300_000}]}, "limits.queue_prompt_tokens"),
         ({"grpc.message_bytes_max": 65_536}, "limits.prompt_bytes"),

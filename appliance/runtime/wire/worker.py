@@ -32,7 +32,8 @@ class EngineOptions(Frame):
     """How a worker loads and runs its model. Sizes in tokens, cells and milliseconds.
 
     cells_total is what is wanted; where memory is short the worker takes fewer, but never fewer
-    than cells_min, and leaves memory_reserve_bytes to everybody else.
+    than cells_min, and leaves memory_reserve_bytes to everybody else. cache_type_k and _v are names
+    of ggml's types, flash_attention is "auto", "on" or "off" (see `config`).
     """
 
     path: str
@@ -53,6 +54,9 @@ class EngineOptions(Frame):
     stall_factor: float = 20.0
     cells_min: int = 0
     memory_reserve_bytes: int = 0
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attention: str = "auto"
 
 
 class Start(Frame, tag="start"):

@@ -34,8 +34,8 @@ OPTIONS = wire.EngineOptions(
 
 @pytest.fixture(name="model", scope="module")
 def _model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_llama(path, SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0, seed=1)
+    path = tmp_path_factory.mktemp("model") / "small.gguf"
+    write_llama(path, SHAPES["small"], byte_vocabulary(), Quantisation.Q8_0, seed=1)
     return path
 
 
@@ -51,14 +51,14 @@ def test_all_cells_are_taken_where_memory_allows_or_is_unknown(model: Path) -> N
 
 def test_fewer_cells_are_taken_where_memory_is_short(model: Path) -> None:
     head = read_head(model)
-    room = _fixed_bytes(model) + kv_cache_bytes(head, 2000)
+    room = _fixed_bytes(model) + kv_cache_bytes(head, "f16", "f16", 2000)
 
     assert fit_cells(head, OPTIONS, room) == 2000
 
 
 def test_a_model_for_which_not_even_one_context_fits_is_refused(model: Path) -> None:
     head = read_head(model)
-    room = _fixed_bytes(model) + kv_cache_bytes(head, 1023)
+    room = _fixed_bytes(model) + kv_cache_bytes(head, "f16", "f16", 1023)
 
     with pytest.raises(GgufFault, match="MiB are available"):
         fit_cells(head, OPTIONS, room)
@@ -67,7 +67,25 @@ def test_a_model_for_which_not_even_one_context_fits_is_refused(model: Path) -> 
 def test_cells_that_the_operator_asked_for_are_never_reduced(model: Path) -> None:
     head = read_head(model)
     exact = msgspec.structs.replace(OPTIONS, cells_min=OPTIONS.cells_total)
-    room = _fixed_bytes(model) + kv_cache_bytes(head, 2000)
+    room = _fixed_bytes(model) + kv_cache_bytes(head, "f16", "f16", 2000)
 
     with pytest.raises(GgufFault):
         fit_cells(head, exact, room)
+
+
+def test_the_cache_is_counted_in_the_bytes_of_its_types(model: Path) -> None:
+    head = read_head(model)
+    half, quarter = (kv_cache_bytes(head, name, name, 1000) for name in ("f16", "q8_0"))
+    mixed = kv_cache_bytes(head, "f32", "q4_0", 1000)
+
+    # ggml: 32 values take 64 bytes as f16, 34 as q8_0, 18 as q4_0 and 128 as f32.
+    assert (quarter / half, mixed / half) == (34 / 64, (128 + 18) / (2 * 64))
+
+
+def test_a_smaller_cache_lets_more_cells_fit(model: Path) -> None:
+    head = read_head(model)
+    small = msgspec.structs.replace(OPTIONS, cache_type_k="q8_0", cache_type_v="q8_0")
+    room = _fixed_bytes(model) + kv_cache_bytes(head, "f16", "f16", 1500)
+
+    assert fit_cells(head, OPTIONS, room) == 1500
+    assert fit_cells(head, small, room) == 1500 * 64 // 34
