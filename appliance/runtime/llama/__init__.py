@@ -1,0 +1,25 @@
+"""Be the one door to llama.cpp: load, decode, read logits and embeddings, move sequences."""
+
+from __future__ import annotations
+
+from appliance.runtime.llama.context import Context, ContextOptions, DecodeCode
+from appliance.runtime.llama.model import (
+    EngineFault,
+    Model,
+    Vocabulary,
+    supports_gpu,
+    system_info,
+)
+from appliance.runtime.llama.sampling import SamplerChain
+
+__all__ = [
+    "Context",
+    "ContextOptions",
+    "DecodeCode",
+    "EngineFault",
+    "Model",
+    "SamplerChain",
+    "Vocabulary",
+    "supports_gpu",
+    "system_info",
+]

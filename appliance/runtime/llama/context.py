@@ -1,0 +1,217 @@
+"""Hold one context of llama.cpp: fill its batch, decode, read what came, move sequences.
+
+What this room does: wraps the calls of llama-cpp-python's low-level binding that a step needs, with
+numpy views in place of a ctypes call per token.
+What it knows: llama.h at llama-cpp-python 0.3.36. A context that can't be made comes back as None;
+it belongs to one thread.
+What it never does: check what a client sent (that happened before), schedule, or log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from appliance.runtime.llama.model import Model
+
+# ctypes gives pointers no type that says what they point to.
+Pointer: TypeAlias = Any
+
+_SEQUENCES_MAX = 256  # llama-cparams.h: LLAMA_MAX_SEQ
+_POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+_FLASH_ATTENTION = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+class DecodeCode(enum.Enum):
+    """What llama_decode returned (llama.h: llama_decode)."""
+
+    OK = 0
+    NO_ROOM = 1  # no cells for the batch; nothing has changed
+    ABORTED = 2
+    INVALID = -1  # the batch contradicts the cache; nothing has changed
+    FATAL = -2  # and everything below: the context is not to be trusted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextOptions:
+    """What a context is asked for; the context tells what it got. Sizes in tokens or cells."""
+
+    cells: int
+    batch_tokens: int
+    sequences_max: int
+    threads_decode: int
+    threads_prefill: int
+    embedding: bool
+    cache_type_k: int = lib.GGML_TYPE_F16
+    cache_type_v: int = lib.GGML_TYPE_F16
+    flash_attention: str = "auto"
+
+
+class Context:
+    """One context with a unified KV cache and a batch filled through numpy. One thread uses it."""
+
+    def __init__(self, model: Model, options: ContextOptions) -> None:
+        """Ask for the options and read back what came; `pointer` is None on failure."""
+        assert 0 < options.sequences_max <= _SEQUENCES_MAX
+        params = lib.llama_context_default_params()
+        params.n_ctx = options.cells
+        params.n_batch = options.batch_tokens
+        params.n_ubatch = options.batch_tokens  # one graph a step, and whole inputs if not causal
+        params.n_seq_max = options.sequences_max
+        params.n_threads = options.threads_decode
+        params.n_threads_batch = options.threads_prefill
+        params.kv_unified = True
+        params.type_k = options.cache_type_k
+        params.type_v = options.cache_type_v
+        params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+        params.embeddings = options.embedding
+        params.no_perf = True
+        if not options.embedding:
+            # A row of logits per sequence at most, where the default reserves one per batch token.
+            params.n_outputs_max = options.sequences_max
+        self._model = model
+        self.pointer = lib.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            return
+        self._memory = lib.llama_get_memory(self.pointer)  # None for encoders
+        self.cells = int(lib.llama_n_ctx(self.pointer))
+        self.sequence_tokens_max = int(lib.llama_n_ctx_seq(self.pointer))
+        self.batch_tokens = min(
+            int(lib.llama_n_batch(self.pointer)), int(lib.llama_n_ubatch(self.pointer))
+        )
+        self.sequences_max = int(lib.llama_n_seq_max(self.pointer))
+        self.pooling = _POOLINGS.get(int(lib.llama_pooling_type(self.pointer)), "none")
+        self._batch = _Batch(self.batch_tokens)
+
+    @property
+    def has_cache(self) -> bool:
+        """Say whether there is a KV cache: an encoder has none, and can't generate."""
+        return bool(self._memory)
+
+    @property
+    def row_size(self) -> int:
+        """The length of a row of logits."""
+        return self._model.vocabulary.size
+
+    def put(self, at: int, token_ids: Sequence[int], seq_id: int, position: int) -> int:
+        """Write consecutive tokens of a sequence into the batch; returns the next free index."""
+        return self._batch.put(at, token_ids, seq_id, position)
+
+    def put_singles(
+        self, token_ids: Sequence[int], seq_ids: Sequence[int], positions: Sequence[int]
+    ) -> int:
+        """Write one token each of many sequences from index 0; all of them have outputs."""
+        return self._batch.put_singles(token_ids, seq_ids, positions)
+
+    def want_row(self, at: int) -> None:
+        """Ask for the logits of the token at this index."""
+        self._batch.outputs[at] = 1
+
+    def want_rows(self, start: int, end: int) -> None:
+        """Ask for an output of every token from start to before end."""
+        self._batch.outputs[start:end] = 1
+
+    def decode(self, count: int) -> DecodeCode:
+        """Evaluate the first `count` entries of the batch; blocks until done, without the GIL."""
+        assert 0 < count <= self.batch_tokens
+        self._batch.struct.n_tokens = count
+        code = int(lib.llama_decode(self.pointer, self._batch.struct))
+        return DecodeCode(max(code, DecodeCode.FATAL.value))
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """View the logits of the last decode, (rows, n_vocab) float32, in the batch's order.
+
+        The memory is llama.cpp's and is written again by the next decode.
+        """
+        pointer = lib.llama_get_logits(self.pointer)
+        return np.ctypeslib.as_array(pointer, shape=(rows, self.row_size))
+
+    def embedding(self, seq_id: int) -> NDArray[np.float32]:
+        """Copy the pooled vector of one sequence of the last decode, (embedding_size,) float32."""
+        pointer = lib.llama_get_embeddings_seq(self.pointer, seq_id)
+        assert pointer, f"sequence {seq_id} has no embedding"
+        size = self._model.embedding_size
+        return np.ctypeslib.as_array(pointer, shape=(size,)).astype(np.float32, copy=True)
+
+    def remove(self, seq_id: int) -> None:
+        """Free the cells that only this sequence holds."""
+        if self._memory:
+            removed = lib.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+            assert removed, f"sequence {seq_id} could not be removed"
+
+    def copy(self, source: int, target: int) -> None:
+        """Let the target share every cell of the source; moves no data in a unified cache."""
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def clear(self) -> None:
+        """Free all cells."""
+        if self._memory:
+            lib.llama_memory_clear(self._memory, True)  # noqa: FBT003 - ctypes takes no keywords
+
+    def position_max(self, seq_id: int) -> int:
+        """Find the last position that a sequence holds, -1 if it is empty."""
+        if not self._memory:
+            return -1
+        return int(lib.llama_memory_seq_pos_max(self._memory, seq_id))
+
+    def state_bytes(self, seq_id: int) -> int:
+        """Measure the state of one sequence, with a header of a fixed size."""
+        return int(lib.llama_state_seq_get_size(self.pointer, seq_id))
+
+
+class _Batch:
+    """A llama_batch over numpy arrays of our own; each entry belongs to one sequence."""
+
+    def __init__(self, size: int) -> None:
+        self._tokens = np.zeros(size, dtype=np.int32)
+        self._positions = np.zeros(size, dtype=np.int32)
+        self._seq_ids = np.zeros(size, dtype=np.int32)
+        self._seq_counts = np.ones(size, dtype=np.int32)
+        self.outputs = np.zeros(size, dtype=np.int8)
+        step = self._seq_ids.itemsize
+        addresses = self._seq_ids.ctypes.data + step * np.arange(size, dtype=np.uint64)
+        self._seq_pointers = addresses.astype(np.uint64)
+        self.struct = lib.llama_batch(
+            n_tokens=0,
+            token=_pointer(self._tokens, ctypes.c_int32),
+            embd=None,
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._seq_counts, ctypes.c_int32),
+            seq_id=_pointer(self._seq_pointers, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self.outputs, ctypes.c_int8),
+        )
+
+    def put(self, at: int, token_ids: Sequence[int], seq_id: int, position: int) -> int:
+        end = at + len(token_ids)
+        self._tokens[at:end] = token_ids
+        self._seq_ids[at:end] = seq_id
+        self._positions[at:end] = np.arange(position, position + end - at, dtype=np.int32)
+        self.outputs[at:end] = 0
+        return end
+
+    def put_singles(
+        self, token_ids: Sequence[int], seq_ids: Sequence[int], positions: Sequence[int]
+    ) -> int:
+        count = len(token_ids)
+        self._tokens[:count] = token_ids
+        self._seq_ids[:count] = seq_ids
+        self._positions[:count] = positions
+        self.outputs[:count] = 1
+        return count
+
+
+def _pointer(array: NDArray[Any], kind: type[Any]) -> Pointer:
+    return array.ctypes.data_as(ctypes.POINTER(kind))
