@@ -36,6 +36,7 @@ from appliance import local_versions, logs
 from appliance.access import audit as audits
 from appliance.access.audit import Audit
 from appliance.access.identity import Identity
+from appliance.access.keys import Keyring
 from appliance.access.policy import Verb, authorise
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
@@ -195,7 +196,10 @@ class Daemon:
         config = self._config
         workers = max(1, len(config.models))
         router = Router(config.engine, config.limits, metrics, workers_planned=workers)
-        service = Service(router, audit, metrics, config.limits, clock=monotonic_ms)
+        keyring = Keyring(config.access, config.clients)
+        service = Service(
+            router, audit, metrics, config.limits, keyring=keyring, clock=monotonic_ms
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(router.run())
             watchdog = group.create_task(self._notifier.keep_alive())

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from msgspec import Meta
 
-from appliance.config import SECTIONS, Section, describe, toml_value
+from appliance.config import REPEATED, SECTIONS, Section, describe, toml_value
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "configs" / "appliance.toml"
 PAGE = ROOT / "docs" / "reference" / "config.md"
 WIDTH = 98
+
+_EXAMPLES = {"path": "model.gguf", "name": "an-application", "key_sha256": "0" * 64}  # no default
 
 _FILE_HEAD = """\
 # Every key of the appliance, with its default. A key left out has its default; an unknown key is
@@ -38,10 +40,10 @@ start from. Written by `python -m tools.config_reference`.
 
 
 def commented_file() -> str:
-    """Write the file with every key commented; the models are an example, commented out."""
+    """Write the file with every key commented; repeated tables are examples, commented out."""
     lines = [_FILE_HEAD]
     for name, section in SECTIONS.items():
-        mark = "# " if name == "models" else ""
+        mark = "# " if name in REPEATED else ""
         lines += [f"# {line}" for line in _wrapped(_summary(section), WIDTH - 2)]
         lines.append(f"{mark}[[{name}]]" if mark else f"[{name}]")
         for field, meta, default in _keys(section):
@@ -69,7 +71,7 @@ def _keys(section: type[Section]) -> Iterator[tuple[str, Meta, str]]:
     fields = section.__struct_fields__
     defaults = dict(zip(reversed(fields), reversed(section.__struct_defaults__), strict=False))
     for field in fields:
-        default = toml_value(defaults[field]) if field in defaults else '"model.gguf"'
+        default = toml_value(defaults.get(field, _EXAMPLES.get(field)))
         yield field, describe(section, field), default
 
 

@@ -11,15 +11,15 @@ What it never does: look anything up, remember, or record (`audit` does).
     OPERATOR     yes               yes          yes            yes
     APPLICATION  yes               yes          yes            no
 
-Objects are names: of a model, a request, a page. No rule looks at them yet, and every caller
-already gives them.
+Objects are names: of a model, a request, a page. One rule looks at them: PRIORITISE names a class,
+and nobody may ask for a higher one than the client's own highest.
 """
 
 from __future__ import annotations
 
 import enum
 
-from appliance.domain import Client, ClientKind
+from appliance.domain import Client, ClientKind, Priority
 from appliance.errors import PermissionDenied
 
 
@@ -30,7 +30,9 @@ class Verb(enum.Enum):
     EMBED = "embed"  # model
     TOKENIZE = "tokenize"  # model
     DETOKENIZE = "detokenize"  # model
+    PRIORITISE = "prioritise"  # class of a request
     CANCEL = "cancel"  # request; a client can name only its own, `generate` sees to it
+    AUTHENTICATE = "authenticate"  # "*": only ever recorded, when a key is none of ours
     LIST_MODELS = "list_models"  # model, or "*"
     READ_METRICS = "read_metrics"  # "*"
     READ_STATUS = "read_status"  # "*"
@@ -48,7 +50,7 @@ class AccessRole(enum.Enum):
 
 
 INFERENCE_VERBS = frozenset(
-    {Verb.GENERATE, Verb.EMBED, Verb.TOKENIZE, Verb.DETOKENIZE, Verb.CANCEL},
+    {Verb.GENERATE, Verb.PRIORITISE, Verb.EMBED, Verb.TOKENIZE, Verb.DETOKENIZE, Verb.CANCEL},
 )
 ALLOWED: dict[AccessRole, frozenset[Verb]] = {
     AccessRole.OPERATOR: frozenset(Verb),
@@ -57,7 +59,7 @@ ALLOWED: dict[AccessRole, frozenset[Verb]] = {
 ROLES: dict[ClientKind, frozenset[AccessRole]] = {
     ClientKind.LOCAL_SOCKET: frozenset({AccessRole.OPERATOR}),
     ClientKind.LOOPBACK: frozenset({AccessRole.APPLICATION}),
-    ClientKind.API_KEY: frozenset(),  # no key is ever issued yet, so none opens anything
+    ClientKind.API_KEY: frozenset({AccessRole.APPLICATION}),
 }
 
 
@@ -65,7 +67,10 @@ def authorise(client: Client, verb: Verb, object: str) -> None:  # noqa: A002 - 
     """Let `client` do `verb` to `object`, or refuse.
 
     Raises:
-        PermissionDenied: no role of the client has the verb.
+        PermissionDenied: no role of the client has the verb, or the class is above its highest.
     """
-    if not any(verb in ALLOWED[role] for role in ROLES[client.kind]):
+    allowed = any(verb in ALLOWED[role] for role in ROLES[client.kind])
+    if verb is Verb.PRIORITISE:
+        allowed = allowed and Priority(object).rank >= client.priority_max.rank
+    if not allowed:
         raise PermissionDenied(client=client.id, verb=verb.value, object=object)

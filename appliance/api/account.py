@@ -100,6 +100,7 @@ class Account:
             operation=self._operation.value,
             client=self._client.id,
             client_kind=self._client.kind.value,
+            user=self._client.user,
             model=self._version.label if self._version is not None else "",
             choices=self._choices,
             prompt_tokens=self._prompt_tokens,

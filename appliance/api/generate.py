@@ -1,8 +1,8 @@
 """Serve one request, whichever face it came through: the use case behind gRPC and REST.
 
 What this room does: authorise, check against the limits, prepare in the text process, take a
-ticket, and pass on its events; embeddings, tokens, cancelling and listing likewise; the table of
-requests in flight; one account per request.
+ticket, and pass on its events; embeddings, tokens, cancelling and listing likewise; who asks; one
+account per request.
 What it knows: every request has exactly one end: a Final, or one ApplianceError. Leaving the
 iterator early is a cancellation. Denials and cancellations are audited; what was asked never is.
 What it never does: know a transport, keep a text longer than its request, or retry.
@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 
 from appliance.access.audit import Audit
+from appliance.access.keys import Keyring, anonymous
 from appliance.access.policy import Verb, authorise
 from appliance.api.account import Account, Operation
 from appliance.api.call_reading import CallReading
+from appliance.api.flights import Flight, Flights
 from appliance.api.limits import (
     check_embed,
     check_generate,
@@ -35,6 +36,7 @@ from appliance.domain import (
     Accepted,
     ChatPrompt,
     Client,
+    ClientKind,
     Delta,
     EmbedRequest,
     EmbedResult,
@@ -42,6 +44,7 @@ from appliance.domain import (
     GenerateRequest,
     ModelStatus,
     ModelVersion,
+    Priority,
     RequestId,
     TextPrompt,
     ToolChoiceMode,
@@ -54,30 +57,14 @@ from appliance.errors import (
     ModelNotServed,
     PermissionDenied,
     RequestCancelled,
+    Unauthenticated,
 )
 from appliance.observe.metrics import Metrics
-from appliance.runtime.router import EmbedJob, Job, Router, Ticket
+from appliance.runtime.router import EmbedJob, Job, Router
 from appliance.runtime.wire import Prepared
 
 PREPARES_AT_ONCE = 32
 _MS = 1000.0
-
-
-@dataclass(slots=True, eq=False)
-class _InFlight:
-    """A request between its arrival and its end."""
-
-    client: Client
-    ticket: Ticket | None = None
-    scope: asyncio.Timeout | None = None  # of an await that a cancellation must interrupt
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        if self.ticket is not None:
-            self.ticket.cancel()
-        if self.scope is not None and not self.scope.expired():
-            self.scope.reschedule(asyncio.get_running_loop().time())
 
 
 class Service:
@@ -90,15 +77,31 @@ class Service:
         metrics: Metrics,
         limits: Limits,
         *,
+        keyring: Keyring,
         clock: Callable[[], float],
     ) -> None:
         """Serve what `router` serves. `clock` is monotonic, in milliseconds."""
         self._router = router
+        self._keyring = keyring
         self._audit = audit
         self._metrics = metrics
         self._limits = limits
         self._clock = clock
-        self._in_flight: dict[RequestId, _InFlight] = {}
+        self._flights = Flights()
+
+    # --- who asks ---------------------------------------------------------------------------------
+
+    def identify(self, listener: ClientKind, authorization: str, user: str = "") -> Client:
+        """Say who asks, by the key shown or else by the listener; see `access.keys`.
+
+        Raises:
+            Unauthenticated, InvalidRequest: as named.
+        """
+        try:
+            return self._keyring.identify(listener, authorization, user)
+        except Unauthenticated as error:
+            self._audit.record(anonymous(listener), Verb.AUTHENTICATE, "*", error.code)
+            raise
 
     # --- generation -------------------------------------------------------------------------------
 
@@ -113,17 +116,24 @@ class Service:
         is_chat = isinstance(request.prompt, ChatPrompt)
         operation = Operation.CHAT if is_chat else Operation.TEXT
         self._authorise(client, Verb.GENERATE, request.model)
+        priority = request.priority or _usual(client)
+        self._authorise(client, Verb.PRIORITISE, priority.value)
         with self._account(operation, client, request.request_id) as account:
             check_generate(request, self._limits)
-            with self._flight(client, request.request_id) as flight:
-                events = self._events(client, request, flight, account)
+            with self._flights.hold(client, request.request_id) as flight:
+                events = self._events(client, request, priority, flight, account)
                 async with aclosing(events):
                     async for event in events:
                         account.note(event)
                         yield event
 
     async def _events(
-        self, client: Client, request: GenerateRequest, flight: _InFlight, account: Account
+        self,
+        client: Client,
+        request: GenerateRequest,
+        priority: Priority,
+        flight: Flight,
+        account: Account,
     ) -> AsyncGenerator[Event, None]:
         version = self._find(request.model)
         account.found(version)
@@ -135,7 +145,7 @@ class Service:
         opening = await self._echo(version, request, prepared)
         if flight.cancelled:
             raise RequestCancelled
-        job = self._job(client, request, prepared)
+        job = self._job(client, request, priority, prepared)
         account.prepared(len(prepared.token_ids), request.output.n)
         flight.ticket = ticket = self._router.admit(version, job)
         yield Accepted(
@@ -143,6 +153,7 @@ class Service:
             version=version.label,
             seed=job.seed,
             prompt_tokens=len(prepared.token_ids),
+            priority=priority,
         )
         for delta in opening:
             yield delta
@@ -155,7 +166,9 @@ class Service:
                     for event in reading.turn(news):
                         yield event
 
-    def _job(self, client: Client, request: GenerateRequest, prepared: Prepared) -> Job:
+    def _job(
+        self, client: Client, request: GenerateRequest, priority: Priority, prepared: Prepared
+    ) -> Job:
         seed = request.sampling.seed
         return Job(
             request_id=request.request_id,
@@ -168,7 +181,7 @@ class Service:
             constraint=prepared.constraint,
             deadline_ms=self._deadline(request.deadline_ms),
             client=client,
-            priority=request.priority,
+            priority=priority,
             adapter=request.adapter,
             cache_salt=request.cache_salt,
         )
@@ -196,7 +209,7 @@ class Service:
         self._authorise(client, Verb.EMBED, request.model)
         with self._account(Operation.EMBED, client, request.request_id) as account:
             check_embed(request, self._limits)
-            with self._flight(client, request.request_id) as flight:
+            with self._flights.hold(client, request.request_id) as flight:
                 version = self._find(request.model, embedding=True)
                 account.found(version)
                 try:
@@ -267,10 +280,7 @@ class Service:
         """
         self._authorise(client, Verb.CANCEL, request_id)
         check_request_id(request_id)
-        flight = self._in_flight.get(request_id)
-        found = flight is not None and flight.client == client
-        if found and flight is not None:
-            flight.cancel()
+        found = self._flights.cancel(client, request_id)
         self._audit.record(client, Verb.CANCEL, request_id, "ok" if found else "not_found")
         return found
 
@@ -315,7 +325,7 @@ class Service:
     @property
     def in_flight_count(self) -> int:
         """Count the requests that have not ended."""
-        return len(self._in_flight)
+        return len(self._flights)
 
     # --- shared -----------------------------------------------------------------------------------
 
@@ -369,17 +379,10 @@ class Service:
         finally:
             account.close()
 
-    @contextmanager
-    def _flight(self, client: Client, request_id: RequestId) -> Iterator[_InFlight]:
-        """Keep the request in the table; whatever happens, its ticket ends with it."""
-        if request_id in self._in_flight:
-            raise InvalidRequest(field="request_id", reason="is that of a request in flight")
-        flight = self._in_flight[request_id] = _InFlight(client)
-        try:
-            yield flight
-        finally:
-            del self._in_flight[request_id]
-            flight.cancel()
+
+def _usual(client: Client) -> Priority:
+    """Choose the class of a request that names none."""
+    return max(Priority.NORMAL, client.priority_max, key=lambda priority: priority.rank)
 
 
 def _reading(request: GenerateRequest, prepared: Prepared) -> CallReading | None:

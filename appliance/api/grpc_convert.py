@@ -31,6 +31,7 @@ from appliance.domain import (
     GenerateRequest,
     Message,
     OutputOptions,
+    Priority,
     Progress,
     Prompt,
     RequestId,
@@ -75,6 +76,12 @@ _MODES = {
     pb.ToolChoice.MODE_REQUIRED: ToolChoiceMode.REQUIRED,
     pb.ToolChoice.MODE_NAMED: ToolChoiceMode.NAMED,
 }
+_PRIORITIES = {
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_BATCH: Priority.BATCH,
+}
+_PRIORITY_OF = {priority: number for number, priority in _PRIORITIES.items()}
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -163,7 +170,18 @@ def _request(
         ),
         constraint=_constraint(given.constraint),
         deadline_ms=deadline_ms,
+        priority=_priority(given.priority),
+        cache_salt=given.cache_salt,
     )
+
+
+def _priority(given: pb.Priority) -> Priority | None:
+    if given == pb.PRIORITY_UNSPECIFIED:
+        return None
+    priority = _PRIORITIES.get(given)
+    if priority is None:
+        raise InvalidRequest(field="priority", reason=f"{given} is not a class")
+    return priority
 
 
 def _request_id(given: str) -> RequestId:
@@ -254,6 +272,7 @@ def write_event(seq: int, event: Event) -> pb.StreamEvent:
             version=event.version,
             seed=event.seed,
             prompt_tokens=event.prompt_tokens,
+            priority=_PRIORITY_OF[event.priority],
         )
         return pb.StreamEvent(seq=seq, accepted=accepted)
     final = pb.Final(

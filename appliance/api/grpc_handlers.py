@@ -46,6 +46,7 @@ from appliance.domain import (
 from appliance.errors import ApplianceError, InvalidRequest
 
 _MS = 1000.0
+_KEY_METADATA = "authorization"
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 _ROLES = {
     Role.ACTIVE: model_pb2.ROLE_ACTIVE,
@@ -127,11 +128,18 @@ def _valid(request: Message | None) -> Message:
     return request
 
 
-def client_of(context: Context) -> Client:
-    """Name the client by the listener it came through."""
+def client_of(service: Service, context: Context, user: str = "") -> Client:
+    """Say who calls: by its key, or else by the listener it came through and the user it names.
+
+    Raises:
+        Unauthenticated, InvalidRequest: as named.
+    """
+    listener = ClientKind.LOOPBACK
     if context.peer().startswith("unix"):
-        return Client(id="local", kind=ClientKind.LOCAL_SOCKET)
-    return Client(id="loopback", kind=ClientKind.LOOPBACK)
+        listener = ClientKind.LOCAL_SOCKET
+    shown = [value for name, value in context.invocation_metadata() or () if name == _KEY_METADATA]
+    authorization = str(shown[-1]) if shown else ""
+    return service.identify(listener, authorization, user)
 
 
 # --- appliance.v1.InferenceService ----------------------------------------------------------------
@@ -147,34 +155,39 @@ class InferenceServicer:
 
     async def generate(self, request: pb.GenerateRequest, context: Context) -> object:
         """Answer with the whole text."""
+        client = client_of(self._service, context, request.input.user)
         asked = read_generate(request.input, self._deadline(context))
-        return (await self._collect(asked, context)).generate_response()
+        return (await self._collect(client, asked)).generate_response()
 
     async def generate_stream(self, request: pb.GenerateStreamRequest, context: Context) -> None:
         """Answer with events."""
+        client = client_of(self._service, context, request.input.user)
         asked = read_generate(request.input, self._deadline(context))
-        await self._stream(asked, context, pb.GenerateStreamResponse)
+        await self._stream(client, asked, context, pb.GenerateStreamResponse)
 
     async def chat(self, request: pb.ChatRequest, context: Context) -> object:
         """Answer a chat with the whole text."""
+        client = client_of(self._service, context, request.input.user)
         asked = read_chat(request.input, self._deadline(context))
-        return (await self._collect(asked, context)).chat_response()
+        return (await self._collect(client, asked)).chat_response()
 
     async def chat_stream(self, request: pb.ChatStreamRequest, context: Context) -> None:
         """Answer a chat with events."""
+        client = client_of(self._service, context, request.input.user)
         asked = read_chat(request.input, self._deadline(context))
-        await self._stream(asked, context, pb.ChatStreamResponse)
+        await self._stream(client, asked, context, pb.ChatStreamResponse)
 
     async def embed(self, request: pb.EmbedRequest, context: Context) -> object:
         """Answer with vectors."""
+        client = client_of(self._service, context, request.user)
         asked = read_embed(request, self._deadline(context))
-        result = await self._service.embed(client_of(context), asked)
+        result = await self._service.embed(client, asked)
         return write_embeddings(asked.request_id, result)
 
     async def tokenize(self, request: pb.TokenizeRequest, context: Context) -> object:
         """Answer with token ids."""
         version, prepared = await self._service.tokenize(
-            client_of(context),
+            client_of(self._service, context),
             request.model,
             request.text,
             add_bos=request.add_bos,
@@ -187,34 +200,36 @@ class InferenceServicer:
     async def detokenize(self, request: pb.DetokenizeRequest, context: Context) -> object:
         """Answer with text."""
         version, text = await self._service.detokenize(
-            client_of(context), request.model, tuple(request.token_ids)
+            client_of(self._service, context), request.model, tuple(request.token_ids)
         )
         return pb.DetokenizeResponse(version=version.label, text=text)
 
     async def cancel_request(self, request: pb.CancelRequestRequest, context: Context) -> object:
         """Cancel another call of the same client."""
-        found = self._service.cancel(client_of(context), RequestId(request.request_id))
+        client = client_of(self._service, context, request.user)
+        found = self._service.cancel(client, RequestId(request.request_id))
         return pb.CancelRequestResponse(found=found)
 
     def _deadline(self, context: Context) -> float | None:
         left_s = context.time_remaining()
         return None if left_s is None else self._clock() + left_s * _MS
 
-    async def _collect(self, asked: GenerateRequest, context: Context) -> Answer:
+    async def _collect(self, client: Client, asked: GenerateRequest) -> Answer:
         answer = Answer(asked.output.n)
-        async with aclosing(self._service.generate(client_of(context), asked)) as events:
+        async with aclosing(self._service.generate(client, asked)) as events:
             async for event in events:
                 answer.take(event)
         return answer
 
     async def _stream(
         self,
+        client: Client,
         asked: GenerateRequest,
         context: Context,
         wrap: type[pb.GenerateStreamResponse | pb.ChatStreamResponse],
     ) -> None:
         seq = 0
-        async with aclosing(self._service.generate(client_of(context), asked)) as events:
+        async with aclosing(self._service.generate(client, asked)) as events:
             async for event in events:
                 await context.write(wrap(event=write_event(seq, event)))
                 seq += 1
@@ -233,12 +248,12 @@ class ModelServicer:
     async def list(self, request: model_pb2.ListRequest, context: Context) -> object:
         """Answer with every version."""
         del request  # there is nothing to choose yet
-        statuses = self._service.models(client_of(context))
+        statuses = self._service.models(client_of(self._service, context))
         return model_pb2.ListResponse(models=[_model(status) for status in statuses])
 
     async def get(self, request: model_pb2.GetRequest, context: Context) -> object:
         """Answer with one."""
-        status = self._service.model(client_of(context), request.model)
+        status = self._service.model(client_of(self._service, context), request.model)
         return model_pb2.GetResponse(model=_model(status))
 
 

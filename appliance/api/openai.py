@@ -17,11 +17,10 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from appliance.api.openai_caller import priority_of, user_of
 from appliance.api.openai_chat import constraint_of, messages_of, tool_choice_of, tools_of
 from appliance.api.openai_shapes import (
     IGNORED_CHAT,
-    IGNORED_COMPLETION,
-    IGNORED_EMBEDDING,
     REFUSED_CHAT,
     ChatBody,
     CompletionBody,
@@ -56,12 +55,17 @@ BodyT = TypeVar("BodyT", bound=Shape)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a generating body asks for. One request, or for completions one per prompt, in order."""
+    """What a generating body asks for. One request, or for completions one per prompt, in order.
+
+    says_tier: the body names a service_tier, so the answer says which one served it.
+    """
 
     requests: tuple[GenerateRequest, ...]
     stream: bool
     include_usage: bool
     ignored: tuple[str, ...]
+    user: str = ""
+    says_tier: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ class EmbeddingsAsked:
     request: EmbedRequest
     base64: bool
     dimensions: int | None
-    ignored: tuple[str, ...]
+    user: str
 
 
 # --- the three endpoints --------------------------------------------------------------------------
@@ -108,6 +112,8 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         stop=_stop(chat, _output_tokens(chat)),
         output=OutputOptions(n=_n(chat), top_logprobs=_chat_logprobs(chat)),
         constraint=constraint,
+        priority=priority_of(chat),
+        cache_salt=chat.cache_salt or "",
     )
     if chat.modalities is not None:
         ignored.append("modalities")
@@ -119,14 +125,15 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         stream=bool(chat.stream),
         include_usage=_include_usage(chat, ignored),
         ignored=tuple(sorted(ignored)),
+        user=user_of(chat.user, chat.safety_identifier),
+        says_tier=chat.service_tier is not None,
     )
 
 
 def read_completion(body: bytes, request_id: RequestId) -> Asked:
     """Read the body of POST /v1/completions. See `read_chat` for what is raised."""
-    members = _members(body)
-    ignored = _drop(members, IGNORED_COMPLETION)
-    asked = _convert(members, CompletionBody)
+    asked = _convert(_members(body), CompletionBody)
+    ignored: list[str] = []
     if asked.suffix:
         raise InvalidRequest(field="suffix", reason="filling in the middle is not served here")
     if asked.best_of is not None and asked.best_of != _n(asked):
@@ -145,6 +152,8 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
             sampling=_sampling(asked),
             stop=_stop(asked, tokens),
             output=OutputOptions(n=_n(asked), top_logprobs=asked.logprobs, echo=bool(asked.echo)),
+            priority=priority_of(asked),
+            cache_salt=asked.cache_salt or "",
         )
         for index, prompt in enumerate(prompts)
     )
@@ -152,15 +161,15 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
         requests=requests,
         stream=bool(asked.stream),
         include_usage=_include_usage(asked, ignored),
-        ignored=tuple(sorted(ignored)),
+        ignored=tuple(ignored),
+        user=user_of(asked.user, asked.safety_identifier),
+        says_tier=asked.service_tier is not None,
     )
 
 
 def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
     """Read the body of POST /v1/embeddings. See `read_chat` for what is raised."""
-    members = _members(body)
-    ignored = _drop(members, IGNORED_EMBEDDING)
-    asked = _convert(members, EmbeddingBody)
+    asked = _convert(_members(body), EmbeddingBody)
     if asked.encoding_format not in (None, "float", "base64"):
         raise InvalidRequest(field="encoding_format", reason="must be 'float' or 'base64'")
     return EmbeddingsAsked(
@@ -169,7 +178,7 @@ def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
         ),
         base64=asked.encoding_format == "base64",
         dimensions=asked.dimensions,
-        ignored=tuple(sorted(ignored)),
+        user=user_of(asked.user, None),
     )
 
 

@@ -13,11 +13,13 @@ import codecs
 import math
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from appliance.api.openai_caller import TIER_OF
 from appliance.domain import (
+    Accepted,
     EmbedResult,
     FinishReason,
     JsonObject,
@@ -44,15 +46,24 @@ class ChoiceParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What every object of one answer says of itself. created: seconds since 1970."""
+    """What every object of one answer says of itself. created: seconds since 1970.
+
+    says_tier: the client asked for a tier, so the answer names the one that served it.
+    """
 
     id: str
     created: int
-    model: str
+    model: str = ""
+    says_tier: bool = False
+    tier: str = ""
+
+    def accepted(self, event: Accepted) -> Head:
+        """Add what is known once a request is accepted."""
+        return replace(self, model=event.version, tier=TIER_OF[event.priority])
 
     def object(self, kind: str, choices: list[JsonObject]) -> JsonObject:
         """Begin an object of that kind."""
-        return {
+        shown: JsonObject = {
             "id": self.id,
             "object": kind,
             "created": self.created,
@@ -60,6 +71,9 @@ class Head:
             "system_fingerprint": self.model,
             "choices": choices,
         }
+        if self.says_tier:
+            shown["service_tier"] = self.tier
+        return shown
 
 
 def usage_object(usage: Usage) -> JsonObject:

@@ -31,12 +31,17 @@ from appliance.domain import (
 
 
 class Whole:
-    """Collect what one request brings. `version` and `usage` are there after Final."""
+    """Collect what one request brings. `accepted` and `usage` are there after Final."""
 
     def __init__(self, choices: int) -> None:
         self.parts = [ChoiceParts() for _ in range(choices)]
-        self.version = ""
+        self.accepted: Accepted | None = None
         self.usage = Usage(prompt_tokens=0, completion_tokens=0)
+
+    def head(self, head: Head) -> Head:
+        """Complete what the answer says of itself; call after Final."""
+        assert self.accepted is not None
+        return head.accepted(self.accepted)
 
     def take(self, event: Event) -> None:
         """Add one event."""
@@ -48,7 +53,7 @@ class Whole:
         elif isinstance(event, ChoiceEnd):
             self.parts[event.choice].finish_reason = event.finish_reason
         elif isinstance(event, Accepted):
-            self.version = event.version
+            self.accepted = event
         elif isinstance(event, Final):
             self.usage = event.usage
 
@@ -56,11 +61,9 @@ class Whole:
 class ChatChunks:
     """Write the chunks of a chat."""
 
-    def __init__(
-        self, answer_id: str, created: int, choices: int, *, logprobs: bool, usage: bool
-    ) -> None:
+    def __init__(self, head: Head, choices: int, *, logprobs: bool, usage: bool) -> None:
         """Begin. `usage`: the client asked for it, so every chunk has the member."""
-        self._head = Head(id=answer_id, created=created, model="")
+        self._head = head
         self._begun = [False] * choices
         self._logprobs = logprobs
         self._usage = usage
@@ -86,7 +89,7 @@ class ChatChunks:
                 chat_chunk(self._head, event.choice, {}, finish_reason=event.finish_reason)
             )
         elif isinstance(event, Accepted):
-            self._head = Head(id=self._head.id, created=self._head.created, model=event.version)
+            self._head = self._head.accepted(event)
         elif isinstance(event, Final) and self._usage:
             chunk = self._head.object("chat.completion.chunk", [])
             return [{**chunk, "usage": usage_object(event.usage)}]
@@ -105,11 +108,9 @@ class ChatChunks:
 class TextChunks:
     """Write the chunks of a completion; one request per prompt, whose choices follow each other."""
 
-    def __init__(
-        self, answer_id: str, created: int, choices: int, *, logprobs: bool, usage: bool
-    ) -> None:
+    def __init__(self, head: Head, choices: int, *, logprobs: bool, usage: bool) -> None:
         """Begin. `choices` per prompt; `usage`: the client asked for it."""
-        self._head = Head(id=answer_id, created=created, model="")
+        self._head = head
         self._choices = choices
         self._logprobs: dict[int, TextLogprobs] | None = {} if logprobs else None
         self._usage = usage
@@ -131,7 +132,7 @@ class TextChunks:
             choice = text_choice(index, "", logprobs=None, finish_reason=event.finish_reason)
             return [self._chunk(choice)]
         if isinstance(event, Accepted):
-            self._head = Head(id=self._head.id, created=self._head.created, model=event.version)
+            self._head = self._head.accepted(event)
         elif isinstance(event, Final):
             self._spent = add_usage(self._spent, event.usage)
         return []

@@ -4,7 +4,7 @@ What this room does: one struct per JSON object of a request; the names that are
 no effect here (the answer names them in a header); the names that are refused with advice.
 What it knows: OpenAI's API reference of chat, completions and embeddings, and the parameters this
 appliance adds to it (top_k, min_p, typical_p, repeat_penalty, penalty_last_n, stop_token_ids,
-ignore_eos).
+ignore_eos; priority, cache_salt).
 What it never does: turn a body into the domain (`openai`), or hold a value of a client.
 """
 
@@ -31,15 +31,10 @@ IGNORED_CHAT = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "reasoning_effort",
-        "safety_identifier",
-        "service_tier",
         "store",
-        "user",
         "verbosity",
     }
 )
-IGNORED_COMPLETION = frozenset({"user"})
-IGNORED_EMBEDDING = frozenset({"user"})
 
 # --- refused with advice --------------------------------------------------------------------------
 
@@ -152,7 +147,17 @@ class StreamOptions(Shape):
     include_obfuscation: bool | None = None
 
 
-class SamplingBody(Shape, kw_only=True):
+class CallerBody(Shape, kw_only=True):
+    """Who asks, and how urgently: on every generating endpoint."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    priority: str | None = None
+    service_tier: str | None = None
+    cache_salt: str | None = None
+
+
+class SamplingBody(CallerBody, kw_only=True):
     """What every generating endpoint takes."""
 
     model: str
@@ -207,6 +212,7 @@ class EmbeddingBody(Shape):
     input: str | list[str | int | list[int]]
     encoding_format: str | None = None
     dimensions: int | None = None
+    user: str | None = None
 
 
 def field_names(shape: type[Shape]) -> frozenset[str]:

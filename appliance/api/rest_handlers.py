@@ -33,7 +33,6 @@ from appliance.domain import Client, ClientKind, Event, GenerateRequest, JsonObj
 from appliance.errors import ApplianceError, ClientTooSlow, InvalidRequest
 from appliance.observe.metrics import CONTENT_TYPE
 
-CLIENT = Client(id="loopback", kind=ClientKind.LOOPBACK)
 _IGNORED = "x-appliance-ignored"
 _MS = 1000
 
@@ -71,53 +70,52 @@ class Handlers:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
         request_id = request[REQUEST_ID]
-        asked = read_chat(await self._guard.body(request), request_id)
+        asked = read_chat(await self._body(request), request_id)
         output = asked.requests[0].output
         logprobs = output.top_logprobs is not None
-        head = self._head(f"chatcmpl-{request_id}")
+        client = self._client(request, asked.user)
+        head = self._head(f"chatcmpl-{request_id}", asked)
         if not asked.stream:
-            whole = (await self._collect(asked))[0]
-            head = Head(id=head.id, created=head.created, model=whole.version)
+            whole = (await self._collect(client, asked))[0]
+            head = whole.head(head)
             answer = chat_completion(head, whole.parts, whole.usage, logprobs=logprobs)
             return json_response(answer, headers=_ignored(asked.ignored))
-        chunks = ChatChunks(
-            head.id, head.created, output.n, logprobs=logprobs, usage=asked.include_usage
-        )
-        return await self._stream(request, asked, lambda _, event: chunks.turn(event), list)
+        chunks = ChatChunks(head, output.n, logprobs=logprobs, usage=asked.include_usage)
+        return await self._stream(request, client, asked, lambda _, event: chunks.turn(event), list)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
         request_id = request[REQUEST_ID]
-        asked = read_completion(await self._guard.body(request), request_id)
+        asked = read_completion(await self._body(request), request_id)
         output = asked.requests[0].output
         logprobs = output.top_logprobs is not None
-        head = self._head(f"cmpl-{request_id}")
+        client = self._client(request, asked.user)
+        head = self._head(f"cmpl-{request_id}", asked)
         if not asked.stream:
-            wholes = await self._collect(asked)
-            head = Head(id=head.id, created=head.created, model=wholes[0].version)
+            wholes = await self._collect(client, asked)
+            head = wholes[0].head(head)
             usage = wholes[0].usage
             for whole in wholes[1:]:
                 usage = add_usage(usage, whole.usage)
             parts = [part for whole in wholes for part in whole.parts]
             answer = text_completion(head, parts, usage, logprobs=logprobs)
             return json_response(answer, headers=_ignored(asked.ignored))
-        chunks = TextChunks(
-            head.id, head.created, output.n, logprobs=logprobs, usage=asked.include_usage
-        )
-        return await self._stream(request, asked, chunks.turn, chunks.last)
+        chunks = TextChunks(head, output.n, logprobs=logprobs, usage=asked.include_usage)
+        return await self._stream(request, client, asked, chunks.turn, chunks.last)
 
-    async def _collect(self, asked: Asked) -> list[Whole]:
+    async def _collect(self, client: Client, asked: Asked) -> list[Whole]:
         wholes = [Whole(one.output.n) for one in asked.requests]
 
         async def take(index: int, event: Event) -> None:
             wholes[index].take(event)
 
-        await self._run(asked.requests, take)
+        await self._run(client, asked.requests, take)
         return wholes
 
     async def _stream(
         self,
         request: web.Request,
+        client: Client,
         asked: Asked,
         turn: Callable[[int, Event], list[JsonObject]],
         last: Callable[[], list[JsonObject]],
@@ -134,7 +132,7 @@ class Handlers:
             await stream.send(turn(index, event))
 
         try:
-            await self._run(asked.requests, take)
+            await self._run(client, asked.requests, take)
             await stream.send(last())
             await stream.end()
         except ClientTooSlow:
@@ -150,12 +148,14 @@ class Handlers:
             raise
         return stream.response
 
-    async def _run(self, requests: tuple[GenerateRequest, ...], take: Sink) -> None:
+    async def _run(self, client: Client, requests: tuple[GenerateRequest, ...], take: Sink) -> None:
         """Feed `take` with every request's events; the first error ends all of them."""
-        await all_of(self._feed(index, request, take) for index, request in enumerate(requests))
+        await all_of(
+            self._feed(client, index, request, take) for index, request in enumerate(requests)
+        )
 
-    async def _feed(self, index: int, request: GenerateRequest, take: Sink) -> None:
-        async with aclosing(self._service.generate(CLIENT, request)) as events:
+    async def _feed(self, client: Client, index: int, request: GenerateRequest, take: Sink) -> None:
+        async with aclosing(self._service.generate(client, request)) as events:
             async for event in events:
                 await take(index, event)
 
@@ -163,22 +163,24 @@ class Handlers:
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/embeddings."""
-        asked = read_embeddings(await self._guard.body(request), request[REQUEST_ID])
-        result = await self._service.embed(CLIENT, asked.request)
+        asked = read_embeddings(await self._body(request), request[REQUEST_ID])
+        client = self._client(request, asked.user)
+        result = await self._service.embed(client, asked.request)
         if asked.dimensions is not None and asked.dimensions != result.size:
             reason = f"must be {result.size}, the model's own, if it is given"
             raise InvalidRequest(field="dimensions", reason=reason)
         answer = embedding_list(result, as_base64=asked.base64)
-        return json_response(answer, headers=_ignored(asked.ignored))
+        return json_response(answer)
 
-    async def models(self, _request: web.Request) -> web.StreamResponse:
+    async def models(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/models."""
-        return json_response(model_list(self._service.models(CLIENT)))
+        return json_response(model_list(self._service.models(self._client(request))))
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/models/{id}."""
         name = request.match_info["name"]
-        return json_response(model_object(self._service.model(CLIENT, name), name))
+        status = self._service.model(self._client(request), name)
+        return json_response(model_object(status, name))
 
     async def healthz(self, _request: web.Request) -> web.StreamResponse:
         """GET /healthz: this process answers."""
@@ -190,13 +192,22 @@ class Handlers:
             return json_response({"status": "ready"})
         return json_response({"status": "not ready"}, status=503)
 
-    async def metrics(self, _request: web.Request) -> web.StreamResponse:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         """GET /metrics."""
-        text = self._service.metrics_text(CLIENT)
+        text = self._service.metrics_text(self._client(request))
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
-    def _head(self, answer_id: str) -> Head:
-        return Head(id=answer_id, created=self._utc_ms() // _MS, model="")
+    async def _body(self, request: web.Request) -> bytes:
+        """Read the body of a client that may come in: a wrong key is refused before."""
+        self._client(request)
+        return await self._guard.body(request)
+
+    def _client(self, request: web.Request, user: str = "") -> Client:
+        authorization = request.headers.get("Authorization", "")
+        return self._service.identify(ClientKind.LOOPBACK, authorization, user)
+
+    def _head(self, answer_id: str, asked: Asked) -> Head:
+        return Head(id=answer_id, created=self._utc_ms() // _MS, says_tier=asked.says_tier)
 
 
 def _ignored(names: tuple[str, ...]) -> dict[str, str]:

@@ -44,6 +44,11 @@ _TOOL_MODES = {
     domain.ToolChoiceMode.REQUIRED: pb.ToolChoice.MODE_REQUIRED,
     domain.ToolChoiceMode.NAMED: pb.ToolChoice.MODE_NAMED,
 }
+_PRIORITIES: dict[domain.Priority | None, pb.Priority] = {
+    domain.Priority.INTERACTIVE: pb.PRIORITY_INTERACTIVE,
+    domain.Priority.NORMAL: pb.PRIORITY_NORMAL,
+    domain.Priority.BATCH: pb.PRIORITY_BATCH,
+}
 _FINISH = {
     pb.FINISH_REASON_STOP: domain.FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: domain.FinishReason.LENGTH,
@@ -219,6 +224,8 @@ def _generate_input(request: domain.GenerateRequest) -> pb.GenerateInput:
         stop=_stop(request.stop),
         output=_output(request.output),
         constraint=_constraint(request.constraint),
+        priority=_PRIORITIES.get(request.priority),
+        cache_salt=request.cache_salt,
     )
     if isinstance(request.prompt, domain.TokenPrompt):
         message.token_ids.ids.extend(request.prompt.token_ids)
@@ -245,6 +252,8 @@ def _chat_input(request: domain.GenerateRequest, prompt: domain.ChatPrompt) -> p
         stop=_stop(request.stop),
         output=_output(request.output),
         constraint=_constraint(request.constraint),
+        priority=_PRIORITIES.get(request.priority),
+        cache_salt=request.cache_salt,
     )
 
 

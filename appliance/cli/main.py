@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "generate": ("talk", "generate", "Continue a text."),
     "embed": ("embed", "embed", "Turn texts into vectors."),
     "status": ("status", "status", "Show what is served."),
+    "key": ("key", "key", "Make API keys for applications."),
     "config": ("config_check", "config", "Check the configuration."),
     "doctor": ("doctor", "doctor", "Look at this machine, and say what to mend."),
     "demo": ("demo", "demo", "Start the demo model, ask it a few things, stop."),

@@ -70,6 +70,11 @@ def generation_options(command: Command) -> Command:
         click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens."),
         click.option("--stop", "stops", multiple=True, help="End at this text (repeat it)."),
         click.option("--max-tokens", type=int, help="At most this many tokens."),
+        click.option(
+            "--priority",
+            type=click.Choice([priority.value for priority in domain.Priority]),
+            help="How urgent it is beside other requests; default normal.",
+        ),
         click.option("--stats", is_flag=True, help="Show speed and time to the first token."),
         click.option(
             "--model", "-m", default="", help="Name or name@version, if several are served."
@@ -87,6 +92,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     sampling: domain.SamplingOptions
     stop: domain.StopOptions
     constraint: domain.Constraint | None
+    priority: domain.Priority | None = None
 
     def request(
         self, prompt: domain.Prompt, output: domain.OutputOptions | None = None
@@ -100,6 +106,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
             stop=self.stop,
             output=output or domain.OutputOptions(),
             constraint=self.constraint,
+            priority=self.priority,
         )
 
 
@@ -120,6 +127,7 @@ def generation_of(options: dict[str, Any]) -> Generation:
             ignore_eos=options["ignore_eos"],
         ),
         constraint=_constraint(options),
+        priority=domain.Priority(options["priority"]) if options["priority"] else None,
     )
 
 

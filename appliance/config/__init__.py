@@ -1,7 +1,17 @@
 """Read the configuration once into one frozen tree, and refuse what is wrong in it."""
 
-from appliance.config.load import effective, is_loopback, load, parse_override, toml_value
+from appliance.config.clients import Access, Client
+from appliance.config.load import (
+    effective,
+    is_loopback,
+    load,
+    parse_override,
+    section_text,
+    toml_value,
+)
+from appliance.config.section import Section
 from appliance.config.tree import (
+    REPEATED,
     SECTIONS,
     Config,
     Engine,
@@ -9,14 +19,16 @@ from appliance.config.tree import (
     Limits,
     Model,
     Rest,
-    Section,
     Server,
     Store,
     describe,
 )
 
 __all__ = [
+    "REPEATED",
     "SECTIONS",
+    "Access",
+    "Client",
     "Config",
     "Engine",
     "Grpc",
@@ -31,5 +43,6 @@ __all__ = [
     "is_loopback",
     "load",
     "parse_override",
+    "section_text",
     "toml_value",
 ]

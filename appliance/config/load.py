@@ -20,12 +20,14 @@ from typing import Any
 
 import msgspec
 
-from appliance.config.tree import SECTIONS, Config, Engine, Model, Section
+from appliance.config.section import Section
+from appliance.config.tree import REPEATED, SECTIONS, Config, Engine, Model
 from appliance.errors import ConfigError
 
 CONFIG_BYTES_MAX = 1024 * 1024
 UNIX_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its closing zero
 PORT_MAX = 65_535
+RESERVED_NAMES = ("local", "loopback", "system")
 _NEEDS_FLASH = "{} needs flash attention, and engine.flash_attention is off"
 
 
@@ -73,12 +75,15 @@ def effective(config: Config) -> str:
     """Write every value in use as TOML that `load` reads back to an equal tree."""
     lines: list[str] = []
     for name in SECTIONS:
-        if name == "models":
-            continue
-        lines += [f"[{name}]", *_assignments(getattr(config, name)), ""]
-    for model in config.models:
-        lines += ["[[models]]", *_assignments(model), ""]
+        rows = getattr(config, name) if name in REPEATED else (getattr(config, name),)
+        lines += [section_text(name, row) for row in rows]
     return "\n".join(lines)
+
+
+def section_text(name: str, section: Section) -> str:
+    """Write one table as TOML."""
+    heading = f"[[{name}]]" if name in REPEATED else f"[{name}]"
+    return "\n".join([heading, *_assignments(section), ""])
 
 
 def toml_value(value: object) -> str:
@@ -192,6 +197,20 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     for name in names:
         if names.count(name) > 1:
             yield "models.name", f"'{name}' is given to {names.count(name)} files"
+    yield from _access_contradictions(config)
+
+
+def _access_contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    if config.access.require_key and not config.clients:
+        yield "access.require_key", "is true and no client has a key: nobody could come in"
+    for field in ("name", "key_sha256"):
+        values = [getattr(client, field) for client in config.clients]
+        for value in values:
+            if values.count(value) > 1:
+                yield f"clients.{field}", f"'{value}' is given to {values.count(value)} clients"
+    for client in config.clients:
+        if client.name in RESERVED_NAMES:
+            yield "clients.name", f"'{client.name}' is what clients without a key are called"
 
 
 def _engine_contradictions(engine: Engine) -> Iterator[tuple[str, str]]:

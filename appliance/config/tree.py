@@ -11,21 +11,18 @@ Zero means "choose for me" wherever a description says so.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias, dataclass_transform, get_type_hints
+from typing import Annotated, Literal, TypeAlias, get_type_hints
 
-import msgspec
 from msgspec import Meta
+
+from appliance.config.clients import Access, Client
+from appliance.config.section import Section
 
 _DAY_S = 86_400.0
 _GIB = 1024**3
 
 # ggml's types that llama.cpp can keep a KV cache in.
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of every table of the file."""
 
 
 class Server(Section):
@@ -380,6 +377,8 @@ class Config(Section):
     engine: Engine = Engine()
     limits: Limits = Limits()
     store: Store = Store()
+    access: Access = Access()
+    clients: Annotated[tuple[Client, ...], Meta(max_length=1024)] = ()
     models: Annotated[tuple[Model, ...], Meta(max_length=64)] = ()
 
 
@@ -390,8 +389,11 @@ SECTIONS: dict[str, type[Section]] = {
     "engine": Engine,
     "limits": Limits,
     "store": Store,
+    "access": Access,
+    "clients": Client,
     "models": Model,
 }
+REPEATED = ("clients", "models")  # tables that stand once for each entry
 
 
 def describe(section: type[Section], field: str) -> Meta:

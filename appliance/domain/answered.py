@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from typing import TypeAlias
 
-from appliance.domain.asked import RequestId, ToolCall
+from appliance.domain.asked import Priority, RequestId, ToolCall
 from appliance.domain.value import Value
 
 
@@ -49,6 +49,7 @@ class Accepted(Value, tag="accepted"):
     version: str
     seed: int
     prompt_tokens: int
+    priority: Priority = Priority.NORMAL
 
 
 class Progress(Value, tag="progress"):

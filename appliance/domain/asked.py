@@ -206,6 +206,11 @@ class Priority(enum.Enum):
     NORMAL = "normal"
     BATCH = "batch"
 
+    @property
+    def rank(self) -> int:
+        """Count the classes above this one."""
+        return list(Priority).index(self)
+
 
 CACHE_SALT_CHARS_MAX = 128
 
@@ -213,6 +218,7 @@ CACHE_SALT_CHARS_MAX = 128
 class GenerateRequest(Value):
     """Everything that decides an answer. `deadline_ms` is monotonic; None: none.
 
+    priority None: normal, or the client's highest class if that is lower.
     adapter: the name of a LoRA adapter loaded for the model; "": none.
     cache_salt: prompts share computed prefixes only with those of the same salt and client.
     """
@@ -225,7 +231,7 @@ class GenerateRequest(Value):
     output: OutputOptions = OutputOptions()
     constraint: Constraint | None = None
     deadline_ms: float | None = None
-    priority: Priority = Priority.NORMAL
+    priority: Priority | None = None
     adapter: str = ""
     cache_salt: str = ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from typing import NewType, Protocol
 
+from appliance.domain.asked import Priority
 from appliance.domain.value import Value
 
 Digest = NewType("Digest", str)  # "sha256:" + 64 lower-case hex digits
@@ -27,10 +28,22 @@ class ClientKind(enum.Enum):
 
 
 class Client(Value):
-    """Who sends a request. `id` is what audit, fairness and quotas count by."""
+    """Who sends a request. `id` is what audit, fairness and quotas count by.
+
+    weight: its share of the engine beside other clients of a class, which have 1.0.
+    priority_max: the highest class it may ask for.
+    user: whom a client with a key says it asks for; it stands in the request's log line.
+    """
 
     id: str
     kind: ClientKind
+    weight: float = 1.0
+    priority_max: Priority = Priority.INTERACTIVE
+    user: str = ""
+
+    def owns(self, other: Client) -> bool:
+        """Tell whether what `other` asked for may be cancelled or resumed by this client."""
+        return (self.id, self.kind) == (other.id, other.kind)
 
 
 # --- what is served -----------------------------------------------------------------------------

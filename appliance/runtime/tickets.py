@@ -233,9 +233,10 @@ class Ticket:
             else (),
             ended=tuple(i for i, choice in enumerate(self._choices) if choice.finish is not None),
             client=_client_id(job.client),
+            weight=1.0 if job.client is None else job.client.weight,
             priority=job.priority,
             adapter=job.adapter,
-            cache_key=f"{_client_id(job.client)}/{job.cache_salt}",
+            cache_key=f"{_client_id(job.client)}\n{job.cache_salt}",  # an id holds no newline
         )
 
     def start(self) -> None:

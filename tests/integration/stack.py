@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 from appliance.access import audit as audits
 from appliance.access.audit import Audit
+from appliance.access.keys import Keyring
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
 from appliance.clock import monotonic_ms, utc_ms
-from appliance.config import Engine, Grpc, Limits, Model, Rest
+from appliance.config import Access, Client, Engine, Grpc, Limits, Model, Rest
 from appliance.config import Store as StoreSettings
 from appliance.domain import Digest, ModelStatus, ModelVersion, Origin
 from appliance.observe.metrics import Metrics
@@ -60,8 +61,11 @@ class Stack:
         limits: Limits | None = None,
         rest: Rest | None = None,
         grpc: Grpc | None = None,
+        access: Access | None = None,
+        clients: tuple[Client, ...] = (),
     ) -> None:
         """Describe; nothing runs yet."""
+        self._keyring = Keyring(access or Access(), clients)
         self.rest_settings = rest or Rest(tcp="127.0.0.1:0")
         self.grpc_settings = grpc or Grpc(tcp="127.0.0.1:0")
         self._engine = engine or Engine(context_tokens=1024, sequences_max=64, threads=1)
@@ -71,6 +75,8 @@ class Stack:
         self._begun: Future[None] = Future()
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
+        self._store: Store
+        self._audit: Audit
         self.router: Router
         self.service: Service
         self.metrics: Metrics
@@ -105,6 +111,12 @@ class Stack:
     def status(self) -> ModelStatus:
         """Read the only row of the role table."""
         return self.call(lambda: self.router.models()[0])
+
+    def audited(self, verb: str) -> list[tuple[object, ...]]:
+        """Read who did a verb to what, and the result, in order."""
+        self._audit.flush().result(CALL_TIMEOUT_S)
+        rows = self._store.read("SELECT client, object, result FROM audit WHERE verb = ?", (verb,))
+        return [tuple(row) for row in rows]
 
     def wait_idle(self) -> None:
         """Wait until nothing is held any more: requests, tickets, sequences, KV cells."""
@@ -143,13 +155,15 @@ class Stack:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         store = Store(self._runtime_dir / "events.db", audits.MIGRATIONS, StoreSettings())
+        self._store, self._audit = store, Audit(store, StoreSettings(), utc_ms)
         self.metrics = Metrics(version="test", series_max=256)
         self.router = Router(self._engine, self._limits, self.metrics)
         self.service = Service(
             self.router,
-            Audit(store, StoreSettings(), utc_ms),
+            self._audit,
             self.metrics,
             self._limits,
+            keyring=self._keyring,
             clock=monotonic_ms,
         )
         async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:

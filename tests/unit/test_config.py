@@ -10,7 +10,10 @@ from typing import get_type_hints
 import pytest
 
 from appliance.config import (
+    REPEATED,
     SECTIONS,
+    Access,
+    Client,
     Config,
     Engine,
     Limits,
@@ -40,6 +43,10 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def _client(name: str, digit: str) -> dict[str, str]:
+    return {"name": name, "key_sha256": digit * 64}
+
+
 def test_no_file_means_the_defaults() -> None:
     assert load(None) == Config()
 
@@ -48,7 +55,7 @@ def test_the_shipped_file_holds_every_key_with_its_default() -> None:
     assert load(SHIPPED) == Config()
     tree = tomllib.loads(SHIPPED.read_text())
     for name, section in SECTIONS.items():
-        if name != "models":
+        if name not in REPEATED:
             assert set(tree[name]) == set(section.__struct_fields__)
 
 
@@ -57,11 +64,14 @@ def test_the_shipped_file_and_the_page_are_what_the_tree_says() -> None:
     assert config_reference.PAGE.read_text() == config_reference.page()
 
 
-def test_the_example_of_a_model_in_the_shipped_file_is_valid(tmp_path: Path) -> None:
-    _, _, example = SHIPPED.read_text().partition("# [[models]]")
-    lines = [line for line in example.splitlines() if " = " in line]
-    text = "\n".join(["[[models]]", *(line.removeprefix("# ") for line in lines)])
-    assert load(written(tmp_path, text)).models == (Model(path="model.gguf"),)
+def test_the_examples_in_the_shipped_file_are_valid(tmp_path: Path) -> None:
+    lines = SHIPPED.read_text().splitlines()
+    begin = lines.index("# [[clients]]")
+    shown = [line for line in lines[begin:] if " = " in line or line.startswith("# [[")]
+    text = "\n".join(line.removeprefix("# ") for line in shown)
+    config = load(written(tmp_path, text))
+    assert config.models == (Model(path="model.gguf"),)
+    assert config.clients == (Client(name="an-application", key_sha256="0" * 64),)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -78,7 +88,7 @@ def test_every_key_is_described_and_every_number_is_bounded(name: str) -> None:
 
 def _bounds() -> Iterator[tuple[str, float]]:
     for name, section in SECTIONS.items():
-        if name == "models":
+        if name in REPEATED:
             continue
         for field, kind in get_type_hints(section).items():
             if kind not in {int, float}:
@@ -104,6 +114,8 @@ def test_effective_values_read_back_to_the_same_tree(tmp_path: Path) -> None:
     config = Config(
         engine=Engine(threads=3, stall_factor=2.5),
         limits=Limits(messages=7),
+        access=Access(require_key=True),
+        clients=(Client(name="a", key_sha256="1" * 64, weight=2.5, priority_max="batch"),),
         models=(Model(path='a "b"\\\u4e2d\x7f.gguf', name="a"), Model(path="c", embedding=True)),
     )
     assert load(written(tmp_path, effective(config))) == config
@@ -236,6 +248,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"grpc.message_bytes_max": 65_536}, "limits.prompt_bytes"),
         ({"rest.body_bytes_max": 65_536}, "limits.prompt_bytes"),
         ({"models": [{"path": "a", "name": "x"}, {"path": "b", "name": "x"}]}, "models.name"),
+        ({"access.require_key": True}, "access.require_key"),
+        ({"clients": [_client("a", "1"), _client("a", "2")]}, "clients.name"),
+        ({"clients": [_client("a", "1"), _client("b", "1")]}, "clients.key_sha256"),
+        ({"clients": [_client("loopback", "1")]}, "clients.name"),
+        ({"clients": [_client("a/b", "1")]}, "clients[0].name"),
+        ({"clients": [_client("a", "G")]}, "clients[0].key_sha256"),
         ({"grpc.tcp": "127.0.0.1:8321"}, "grpc.tcp"),
         ({"rest.tcp": "0.0.0.0:8321"}, "rest.tcp"),
         ({"grpc.tcp": "192.168.1.4:8322"}, "grpc.tcp"),

@@ -71,8 +71,9 @@ class Submit(Frame, tag="submit"):
 
     `accepted_ids` holds, per choice, the tokens the daemon already has (a replay): they are
     accepted again by sampler, penalties, constraint and stop strings without being sent again.
-    `ended` names the choices that were complete already. `client` is what fairness counts by;
-    prompts share prefixes within one `cache_key`; `adapter` names a loaded LoRA adapter, "" none.
+    `ended` names the choices that were complete already. `client` is what fairness counts by, and
+    `weight` its share beside other clients of the class; prompts share prefixes within one
+    `cache_key`; `adapter` names a loaded LoRA adapter, "" none.
     """
 
     ticket: int
@@ -87,6 +88,7 @@ class Submit(Frame, tag="submit"):
     accepted_ids: tuple[tuple[int, ...], ...] = ()
     ended: tuple[int, ...] = ()
     client: str = ""
+    weight: float = 1.0
     priority: Priority = Priority.NORMAL
     adapter: str = ""
     cache_key: str = ""
@@ -158,11 +160,12 @@ class News(Frame):
 
 
 class PrefillNews(Frame):
-    """How much of a ticket's prompt is evaluated, in tokens."""
+    """How much of a ticket's prompt is evaluated, in tokens; of `done`, how many were cached."""
 
     ticket: int
     done: int
     total: int
+    cached: int = 0
 
 
 class Failure(Frame):

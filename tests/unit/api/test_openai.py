@@ -12,8 +12,6 @@ from openai.types.chat import completion_create_params as chat_params
 from appliance.api.openai import Asked, read_chat, read_completion, read_embeddings
 from appliance.api.openai_shapes import (
     IGNORED_CHAT,
-    IGNORED_COMPLETION,
-    IGNORED_EMBEDDING,
     REFUSED_CHAT,
     ChatBody,
     CompletionBody,
@@ -25,6 +23,7 @@ from appliance.domain import (
     ConstraintKind,
     Message,
     OutputOptions,
+    Priority,
     RequestId,
     SamplingOptions,
     StopOptions,
@@ -60,9 +59,9 @@ def test_every_parameter_of_openais_reference_is_read_ignored_or_refused() -> No
     base = set(chat_params.CompletionCreateParamsBase.__annotations__)
     assert base <= set(ChatBody.__struct_fields__) | IGNORED_CHAT | set(REFUSED_CHAT)
     base = set(completion_create_params.CompletionCreateParamsBase.__annotations__)
-    assert base <= set(CompletionBody.__struct_fields__) | IGNORED_COMPLETION
+    assert base <= set(CompletionBody.__struct_fields__)
     base = set(embedding_create_params.EmbeddingCreateParams.__annotations__)
-    assert base <= set(EmbeddingBody.__struct_fields__) | IGNORED_EMBEDDING
+    assert base <= set(EmbeddingBody.__struct_fields__)
 
 
 def test_an_absent_parameter_has_openais_default() -> None:
@@ -268,4 +267,51 @@ def test_each_of_several_prompts_has_an_id_of_its_own() -> None:
 def test_embeddings_come_as_asked_for() -> None:
     body = {"model": "m", "input": "x", "encoding_format": "base64", "dimensions": 8, "user": "u"}
     asked = read_embeddings(json.dumps(body).encode(), ID)
-    assert (asked.base64, asked.dimensions, asked.ignored) == (True, 8, ("user",))
+    assert (asked.base64, asked.dimensions, asked.user) == (True, 8, "u")
+
+
+@pytest.mark.parametrize(
+    ("members", "priority"),
+    [
+        ({}, None),
+        ({"service_tier": "auto"}, None),
+        ({"priority": "interactive"}, Priority.INTERACTIVE),
+        ({"priority": "batch", "service_tier": "flex"}, Priority.BATCH),
+        ({"priority": "batch", "service_tier": "auto"}, Priority.BATCH),
+        ({"service_tier": "default"}, Priority.NORMAL),
+        ({"service_tier": "priority"}, Priority.INTERACTIVE),
+        ({"service_tier": "flex"}, Priority.BATCH),
+    ],
+)
+def test_a_tier_and_a_priority_name_a_class(
+    members: dict[str, Any], priority: Priority | None
+) -> None:
+    for asked in (_chat(**members), _completion(**members)):
+        assert asked.requests[0].priority is priority
+        assert asked.says_tier == ("service_tier" in members)
+
+
+@pytest.mark.parametrize(
+    ("members", "field", "reason"),
+    [
+        ({"priority": "high"}, "priority", "must be one of 'interactive', 'normal', 'batch'"),
+        ({"service_tier": "scale"}, "service_tier", "must be one of 'auto', "),
+        ({"service_tier": "flex", "priority": "normal"}, "service_tier", "contradicts 'priority'"),
+        ({"user": "a", "safety_identifier": "b"}, "safety_identifier", "contradicts 'user'"),
+        ({"cache_salt": "x" * 129}, "cache_salt", "has 129 characters; the limit is 128"),
+    ],
+)
+def test_who_asks_and_how_urgently_may_not_contradict_itself(
+    members: dict[str, Any], field: str, reason: str
+) -> None:
+    error = _refused(**members)
+    assert error.field == field
+    assert reason in error.reason
+
+
+def test_a_user_may_be_named_by_either_word() -> None:
+    assert _chat(user="a").user == "a"
+    assert _chat(safety_identifier="a").user == "a"
+    assert _chat(user="a", safety_identifier="a").user == "a"
+    assert _chat().user == ""
+    assert _chat(cache_salt="s").requests[0].cache_salt == "s"

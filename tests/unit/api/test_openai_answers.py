@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 
+import msgspec
+
 from appliance.api.openai_answers import (
     ChoiceParts,
     Head,
@@ -22,6 +24,7 @@ from appliance.domain import (
     Event,
     Final,
     FinishReason,
+    Priority,
     Progress,
     RequestId,
     Timings,
@@ -74,7 +77,7 @@ def test_vectors_are_numbers_or_base64() -> None:
 
 
 def test_a_chat_stream_tells_each_choice_its_role_once() -> None:
-    chunks = ChatChunks("a", 1, 2, logprobs=False, usage=False)
+    chunks = ChatChunks(HEAD, 2, logprobs=False, usage=False)
     events: list[Event] = [
         ACCEPTED,
         Progress(prompt_tokens_done=1, prompt_tokens_total=3),
@@ -94,13 +97,13 @@ def test_a_chat_stream_tells_each_choice_its_role_once() -> None:
 
 
 def test_a_choice_that_says_nothing_has_a_role_all_the_same() -> None:
-    chunks = ChatChunks("a", 1, 1, logprobs=False, usage=False)
+    chunks = ChatChunks(HEAD, 1, logprobs=False, usage=False)
     written = chunks.turn(ChoiceEnd(choice=0, finish_reason=FinishReason.LENGTH))
     assert written[0]["choices"][0]["delta"]["role"] == "assistant"
 
 
 def test_the_usage_of_several_prompts_is_added_up() -> None:
-    chunks = TextChunks("a", 1, 1, logprobs=False, usage=True)
+    chunks = TextChunks(HEAD, 1, logprobs=False, usage=True)
     for prompt in (0, 1):
         chunks.turn(prompt, ACCEPTED)
         chunks.turn(prompt, FINAL)
@@ -108,3 +111,15 @@ def test_the_usage_of_several_prompts_is_added_up() -> None:
     assert last["choices"] == []
     assert last["usage"]["total_tokens"] == 10
     assert chunks.turn(0, Delta(choice=0, text="x"))[0]["usage"] is None
+
+
+def test_the_tier_that_served_it_is_said_only_to_who_names_one() -> None:
+    assert "service_tier" not in HEAD.accepted(ACCEPTED).object("x", [])
+    head = Head(id="a", created=1, says_tier=True)
+    for priority, tier in (
+        (Priority.INTERACTIVE, "priority"),
+        (Priority.NORMAL, "default"),
+        (Priority.BATCH, "flex"),
+    ):
+        accepted = head.accepted(msgspec.structs.replace(ACCEPTED, priority=priority))
+        assert accepted.object("x", [])["service_tier"] == tier

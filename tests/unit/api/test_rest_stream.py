@@ -10,7 +10,7 @@ from typing import cast
 from appliance.api.generate import Service
 from appliance.api.rest_server import RestServer
 from appliance.config import Rest
-from appliance.domain import Accepted, Client, Delta, Event, GenerateRequest
+from appliance.domain import Accepted, Client, ClientKind, Delta, Event, GenerateRequest
 
 READ_TIMEOUT_S = 10.0
 BODY = json.dumps(
@@ -24,6 +24,9 @@ HEAD = (
 
 class _BrokenService:
     """A use case with a bug: it fails after the first word."""
+
+    def identify(self, listener: ClientKind, _authorization: str, _user: str) -> Client:
+        return Client(id="loopback", kind=listener)
 
     async def generate(
         self, _client: Client, request: GenerateRequest

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,28 @@ def test_a_user_has_directories_of_their_own(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert places.state_dir() == places.SYSTEM_STATE_DIR
     assert places.runtime_dir() == places.SYSTEM_RUNTIME_DIR
+
+
+def test_a_new_key_is_shown_once_with_the_lines_that_let_it_in(capsys: Out) -> None:
+    assert main(["key", "new", "billing", "--weight", "2", "--priority-max", "batch"]) == 0
+    out = capsys.readouterr()
+    secret = out.out.strip()
+    lines = out.err[out.err.index("[[clients]]") :]
+    assert secret not in out.err
+    (table,) = tomllib.loads(lines)["clients"]
+    assert table == {
+        "name": "billing",
+        "key_sha256": hashlib.sha256(secret.encode()).hexdigest(),
+        "weight": 2.0,
+        "priority_max": "batch",
+    }
+    assert main(["key", "new", "billing"]) == 0
+    assert capsys.readouterr().out.strip() != secret
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a b"], ["loopback"], ["a", "--weight", "0"], ["a", "--priority-max", "x"]]
+)
+def test_a_client_that_cannot_be_configured_gets_no_key(capsys: Out, arguments: list[str]) -> None:
+    assert main(["key", "new", *arguments]) == exits.USAGE
+    assert capsys.readouterr().out == ""

@@ -7,7 +7,17 @@ import itertools
 
 import pytest
 
-from appliance.domain import ChoiceEnd, Delta, Final, FinishReason, Progress, RequestId
+from appliance.domain import (
+    ChoiceEnd,
+    Client,
+    ClientKind,
+    Delta,
+    Final,
+    FinishReason,
+    Priority,
+    Progress,
+    RequestId,
+)
 from appliance.errors import ApplianceError, ClientTooSlow, RequestCancelled
 from appliance.runtime import wire
 from appliance.runtime.tickets import AnyTicket, EmbedJob, EmbedTicket, Job, Ticket, TicketEvent
@@ -84,6 +94,24 @@ def test_a_ticket_ends_once() -> None:
     with pytest.raises(RequestCancelled):
         _read(ticket)
     assert owner.forgotten == [(9, True)]
+
+
+def test_a_worker_is_told_who_asks_with_which_share_and_class() -> None:
+    client = Client(id="billing", kind=ClientKind.API_KEY, weight=2.0, user="ann")
+    job = Job(
+        request_id=RequestId("r"),
+        prompt_ids=(1,),
+        seed=5,
+        client=client,
+        priority=Priority.BATCH,
+        cache_salt="s",
+    )
+    owner = Owner()
+    ticket = Ticket(9, job, events_max=9, now_ms=0.0, clock=lambda: 0.0, forget=owner.forget)
+    asked = ticket.submission()
+    assert (asked.client, asked.weight, asked.priority) == ("billing", 2.0, Priority.BATCH)
+    assert asked.cache_key == "billing\ns"
+    assert owner.ticket().submission().weight == 1.0
 
 
 def test_a_replay_asks_from_where_the_last_worker_ended() -> None:
