@@ -8,6 +8,7 @@ bounds and the file's size, or raise anything but `GgufFault`.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _ARRAY_ITEMS_MAX = 16 * 1024 * 1024
 _DIMENSIONS_MAX = 4
 _ELEMENTS_MAX = 2**62
 _ALIGNMENT = 32
+_SHOWN_CHARS = 64
 _STRING_TYPE = 8
 _ARRAY_TYPE = 9
 _SCALARS = {
@@ -86,18 +88,33 @@ class GgufFault(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """One tensor of the list. `shape` has the row length first, as ggml counts."""
+
+    shape: tuple[int, ...]
+    kind: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHead:
     """What a file says of itself. Of arrays only the length is kept.
 
-    `data_bytes_missing` is how much shorter the file is than its tensors need, 0 if whole.
+    `kinds` are GGUF's numbers of the values' types. `data_bytes_missing` is how much shorter the
+    file is than its tensors need, 0 if whole.
     """
 
     version: int
     metadata: dict[str, MetadataValue]
+    kinds: dict[str, int]
     array_lengths: dict[str, int]
-    tensors_count: int
+    tensors: dict[str, TensorEntry]
     file_bytes: int
     data_bytes_missing: int
+
+    @property
+    def tensors_count(self) -> int:
+        """Count the tensors."""
+        return len(self.tensors)
 
     @property
     def architecture(self) -> str:
@@ -155,15 +172,16 @@ class _Reader:
         tensors_count = self._count("tensors", _TENSORS_MAX)
         metadata_count = self._count("metadata entries", _METADATA_MAX)
         metadata: dict[str, MetadataValue] = {}
-        array_lengths = {}
+        kinds, array_lengths = {}, {}
         for _ in range(metadata_count):
             name = self._text()
-            kind = int(self._unpack("<I"))
+            kinds[name] = kind = int(self._unpack("<I"))
             if kind == _ARRAY_TYPE:
                 array_lengths[name] = self._skip_array()
             else:
                 metadata[name] = self._value(kind)
-        data_bytes = max((self._tensor_end() for _ in range(tensors_count)), default=0)
+        tensors: dict[str, TensorEntry] = {}
+        data_bytes = max((self._tensor_end(tensors) for _ in range(tensors_count)), default=0)
         alignment = metadata.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
             raise GgufFault(f"its alignment is {alignment}")
@@ -171,8 +189,9 @@ class _Reader:
         return GgufHead(
             version=version,
             metadata=metadata,
+            kinds=kinds,
             array_lengths=array_lengths,
-            tensors_count=tensors_count,
+            tensors=tensors,
             file_bytes=self._size,
             data_bytes_missing=max(0, start + data_bytes - self._size),
         )
@@ -222,20 +241,22 @@ class _Reader:
             raise GgufFault(f"the file is cut off within its header, at {self._size} bytes")
         self._file.seek(size, 1)
 
-    def _tensor_end(self) -> int:
+    def _tensor_end(self, tensors: dict[str, TensorEntry]) -> int:
         """Read one tensor's entry; returns where its bytes end, from the start of the data."""
-        self._skip(self._unpack("<Q"))
+        name = self._text()
+        if name in tensors:
+            raise GgufFault(f"it has the tensor '{name[:_SHOWN_CHARS]}' twice")
         dimensions = self._unpack("<I")
         if not 0 < dimensions <= _DIMENSIONS_MAX:
             raise GgufFault(f"it has a tensor of {dimensions} dimensions")
-        elements = 1
-        for _ in range(dimensions):
-            elements *= self._unpack("<Q")
+        shape = tuple(self._unpack("<Q") for _ in range(dimensions))
+        elements = math.prod(shape)
         kind = self._unpack("<I")
         offset = self._unpack("<Q")
         if not 0 < elements <= _ELEMENTS_MAX or offset > _ELEMENTS_MAX:
             raise GgufFault("it has a tensor of an impossible size")
         if kind not in _BLOCKS:
             raise GgufFault(f"it has a tensor of the unknown type {kind}")
+        tensors[name] = TensorEntry(shape=shape, kind=kind)
         block, block_bytes = _BLOCKS[kind]
         return offset + -(-elements // block) * block_bytes

@@ -1,13 +1,15 @@
 """Write random-weight GGUF models of any llama shape, for tests and benchmarks.
 
 What this room does: shapes, tokenizers and random tensor data become one GGUF file that llama.cpp
-loads and decodes. The same arguments give the same bytes.
+loads and decodes; random LoRA adapters for such a file, or any other, likewise. The same arguments
+give the same bytes.
 What it knows: the layout of llama models and of ggml's quantised blocks.
 What it never does: train, or quantise existing weights.
 """
 
 from __future__ import annotations
 
+from tools.gguf_writer.adapter import Lora, write_lora
 from tools.gguf_writer.blocks import Quantisation
 from tools.gguf_writer.shapes import SHAPES, Shape
 from tools.gguf_writer.vocabulary import Vocabulary, byte_vocabulary, read_vocabulary
@@ -16,10 +18,12 @@ from tools.gguf_writer.writer import EDITION, write_llama
 __all__ = [
     "EDITION",
     "SHAPES",
+    "Lora",
     "Quantisation",
     "Shape",
     "Vocabulary",
     "byte_vocabulary",
     "read_vocabulary",
     "write_llama",
+    "write_lora",
 ]

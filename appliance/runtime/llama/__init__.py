@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.runtime.llama.context import Context, ContextOptions, DecodeCode
+from appliance.runtime.llama.context import Adapter, Context, ContextOptions, DecodeCode
 from appliance.runtime.llama.model import (
     EngineFault,
     Model,
@@ -13,6 +13,7 @@ from appliance.runtime.llama.model import (
 from appliance.runtime.llama.sampling import SamplerChain
 
 __all__ = [
+    "Adapter",
     "Context",
     "ContextOptions",
     "DecodeCode",

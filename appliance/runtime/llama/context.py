@@ -60,6 +60,20 @@ class ContextOptions:
     flash_attention: str = "auto"
 
 
+class Adapter:
+    """A LoRA adapter loaded for one model. Made by `Model.load_adapter`."""
+
+    def __init__(self, pointer: Pointer) -> None:
+        """Own a `llama_adapter_lora *`."""
+        self.pointer = pointer
+
+    def close(self) -> None:
+        """Free it; no context may use it any more. Idempotent."""
+        if self.pointer:
+            lib.llama_adapter_lora_free(self.pointer)
+            self.pointer = None
+
+
 class Context:
     """One context with a unified KV cache and a batch filled through numpy. One thread uses it."""
 
@@ -95,6 +109,7 @@ class Context:
         self.sequences_max = int(lib.llama_n_seq_max(self.pointer))
         self.pooling = _POOLINGS.get(int(lib.llama_pooling_type(self.pointer)), "none")
         self._batch = _Batch(self.batch_tokens)
+        self._adapter: tuple[Adapter | None, float] = (None, 1.0)
 
     @property
     def has_cache(self) -> bool:
@@ -123,6 +138,25 @@ class Context:
     def want_rows(self, start: int, end: int) -> None:
         """Ask for an output of every token from start to before end."""
         self._batch.outputs[start:end] = 1
+
+    def use_adapter(self, adapter: Adapter | None, scale: float = 1.0) -> None:
+        """Apply this adapter, or none, in every decode from now on.
+
+        A change makes llama.cpp plan its graphs anew in the next decode (llama-context.cpp:
+        set_adapters_lora); the one in use already costs nothing.
+        """
+        if self._adapter == (adapter, scale):
+            return
+        if adapter is None:
+            code = lib.llama_set_adapters_lora(self.pointer, None, 0, None)
+        else:
+            adapters = (lib.llama_adapter_lora_p_ctypes * 1)(
+                ctypes.cast(adapter.pointer, lib.llama_adapter_lora_p_ctypes)
+            )
+            scales = (ctypes.c_float * 1)(scale)
+            code = lib.llama_set_adapters_lora(self.pointer, adapters, 1, scales)
+        assert code == 0, f"llama_set_adapters_lora returned {code}"
+        self._adapter = (adapter, scale)
 
     def decode(self, count: int) -> DecodeCode:
         """Evaluate the first `count` entries of the batch; blocks until done, without the GIL."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import llama_cpp.llama_cpp as lib
 
-from appliance.runtime.llama.context import Context, ContextOptions, Pointer
+from appliance.runtime.llama.context import Adapter, Context, ContextOptions, Pointer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +128,20 @@ class Model:
             raise EngineFault(self._log_reason("llama.cpp can't make a context for it"))
         self._log = None
         return context
+
+    def load_adapter(self, path: Path) -> Adapter:
+        """Read a LoRA adapter that was checked; blocks for its bytes. Not while decoding.
+
+        Raises:
+            EngineFault: llama.cpp refused it.
+        """
+        self._log = deque(maxlen=_LOG_LINES_MAX)
+        pointer = lib.llama_adapter_lora_init(self.pointer, str(path).encode())
+        reason = self._log_reason("llama.cpp can't load it")
+        self._log = None
+        if not pointer:
+            raise EngineFault(reason)
+        return Adapter(pointer)
 
     def _meta(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)

@@ -1,6 +1,7 @@
 """Continue a prompt greedily with llama.cpp itself, in a process that may crash.
 
-What this room does: the main of a child process: MODEL and N in, one JSON object out, on stdout.
+What this room does: the main of a child process: MODEL, N and perhaps ADAPTER and SCALE in, one
+JSON object out, on stdout.
 What it knows: the low-level API of llama_cpp.
 What it never does: go through any code of the appliance.
 """
@@ -15,7 +16,7 @@ import llama_cpp
 import numpy as np
 
 
-def greedy(path: str, count: int) -> dict[str, object]:
+def greedy(path: str, count: int, adapter: str = "", scale: str = "1") -> dict[str, object]:
     """Load the model, decode a prompt and `count` tokens; return ids, text and logit statistics."""
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(
@@ -27,6 +28,12 @@ def greedy(path: str, count: int) -> dict[str, object]:
     params.n_ctx, params.n_threads, params.n_threads_batch = 256, 1, 1
     context = llama_cpp.llama_init_from_model(model, params)
     assert context, "llama.cpp made no context"
+    if adapter:
+        lora = llama_cpp.llama_adapter_lora_init(model, adapter.encode())
+        assert lora, "llama.cpp refused the adapter"
+        loras = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora)
+        scales = (ctypes.c_float * 1)(float(scale))
+        assert llama_cpp.llama_set_adapters_lora(context, loras, 1, scales) == 0
     text = "<|im_start|>user\nhow are you, 你好?".encode()
     space = (llama_cpp.llama_token * 256)()
     found = llama_cpp.llama_tokenize(vocab, text, len(text), space, 256, True, True)  # noqa: FBT003
@@ -61,4 +68,4 @@ def greedy(path: str, count: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    json.dump(greedy(sys.argv[1], int(sys.argv[2])), sys.stdout)
+    json.dump(greedy(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]), sys.stdout)

@@ -17,19 +17,25 @@ from click.testing import CliRunner
 
 from tools.gguf_writer import (
     SHAPES,
+    Lora,
     Quantisation,
     Shape,
     byte_vocabulary,
     read_vocabulary,
     write_llama,
+    write_lora,
 )
 from tools.gguf_writer.__main__ import main
 
 
-def greedy(path: Path, count: int = 32) -> dict[str, Any]:
+def greedy(path: Path, count: int = 32, *more: object) -> dict[str, Any]:
     """Run the child that decodes with llama.cpp and return what it printed."""
     child = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("greedy.py")), str(path), str(count)],
+        [
+            sys.executable,
+            str(Path(__file__).with_name("greedy.py")),
+            *map(str, (path, count, *more)),
+        ],
         capture_output=True,
         check=False,
         timeout=60,
@@ -91,6 +97,30 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert written[0] == written[1]
     assert written[0] != written[2]
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_adapter_changes_what_llama_cpp_says_as_much_as_its_scale(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    write_llama(model, SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0)
+    for seed, name in ((1, "ada"), (1, "again"), (2, "bob")):
+        size = write_lora(tmp_path / name, model, seed=seed)
+        assert size == (tmp_path / name).stat().st_size < 40_000
+    assert (tmp_path / "ada").read_bytes()[-9000:] == (tmp_path / "again").read_bytes()[-9000:]
+    said = [
+        greedy(model, 16, *more)
+        for more in ((), (tmp_path / "ada", 0), (tmp_path / "ada", 1), (tmp_path / "bob", 1))
+    ]
+    ids = [one["ids"] for one in said]
+    assert ids[0] == ids[1]
+    assert len({tuple(one) for one in ids[1:]}) == 3
+    assert all(one["finite"] and 1 < one["deviation"] < 20 for one in said)
+
+
+def test_an_adapter_of_a_model_without_its_targets_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    write_llama(model, SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0)
+    with pytest.raises(ValueError, match="has no matrix among nothing"):
+        write_lora(tmp_path / "ada", model, Lora(targets=("nothing",)))
 
 
 def test_a_tied_model_does_not_repeat_its_input(tmp_path: Path) -> None:
