@@ -77,6 +77,7 @@ class ServedFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     kv_bytes_per_token: int
     sequences_max: int
+    memory_kind: str
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
