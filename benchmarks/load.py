@@ -1,9 +1,9 @@
 """Put load on one server and time every token: the client's process.
 
-What this room does: N streams, each sending its requests one after another, over REST (OpenAI's
-/v1/completions with token ids, streamed) or over gRPC; one JSON object with the timings on stdout.
-What it knows: both protocols, as a client does; the same REST code serves every server.
-What it never does: start a server, or compare.
+What this room does: runs the parts of a load, each when it begins and until it ends; one JSON
+object with the times of every request on stdout. The load comes as JSON on stdin.
+What it knows: what is under way now, and who waits for whom.
+What it never does: speak a protocol (`senders`), start a server, or compare.
 
 It is a process of its own so that its CPU time is the client's and nobody else's.
 """
@@ -11,174 +11,133 @@ It is a process of its own so that its CPU time is the client's and nobody else'
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
+import contextlib
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
-import numpy as np
+
+from benchmarks.senders import Send, sender
+from benchmarks.traffic import Asked, Event, Load, Part, RefusedError, Report, Timed, asked
+
+LOAD_S = 600.0  # what the loads of the suites may take
+_START_S = 60.0
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send. `extra` goes into every REST request, for what only one server knows."""
+class _Run:
+    """One load under way."""
 
-    way: str  # "rest" or "grpc"
-    target: str  # http://HOST:PORT, or unix:PATH
-    streams: int
-    requests: int  # of each stream
-    prompt_tokens: int
-    output_tokens: int
-    first_token_id: int  # prompts are drawn from this id ...
-    last_token_id: int  # ... to this one
-    seed: int
-    timeout_s: float
-    extra: dict[str, Any] = {}
+    def __init__(self, load: Load, send: Send) -> None:
+        self._load = load
+        self._send = send
+        self._began = time.perf_counter()
+        self._limits: dict[str, asyncio.Timeout] = {}
+        self._begins = {part.name: asyncio.Event() for part in load.parts if part.after}
+        self.timed: list[Timed] = []
 
+    async def run(self) -> None:
+        """Send everything and wait for the last answer."""
+        drawn = asked(self._load)
+        self._began = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for part in self._load.parts:
+                group.create_task(self._part(part, drawn[part.name]))
 
-class Timed(msgspec.Struct, kw_only=True):
-    """One request: when its tokens came, in seconds after it was sent."""
+    async def _part(self, part: Part, streams: list[list[Asked]]) -> None:
+        if part.after:
+            await self._begins[part.name].wait()
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(None) as self._limits[part.name],
+                asyncio.TaskGroup() as all_,
+            ):
+                for number, requests in enumerate(streams):
+                    all_.create_task(self._stream(requests, number * part.every_s))
+        del self._limits[part.name]
+        for other in self._load.parts:
+            if other.until == part.name and other.name in self._limits:
+                self._limits[other.name].reschedule(asyncio.get_running_loop().time())
+        for name in self._followers(part):
+            self._begins[name].set()  # whatever came of it: nobody waits for ever
 
-    arrivals_s: list[float]
-    total_s: float = 0.0
-    output_tokens: int = 0
-    text: str = ""
+    def _followers(self, part: Part, tokens: int | None = None) -> Iterator[str]:
+        for other in self._load.parts:
+            if other.after == part.name and (tokens is None or tokens >= other.after_tokens):
+                yield other.name
 
+    async def _stream(self, requests: list[Asked], delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        for one in requests:
+            await self._request(one)
 
-class Report(msgspec.Struct, kw_only=True):
-    """One load: all its requests together."""
+    async def _request(self, one: Asked) -> None:
+        sent = time.perf_counter()
+        timed = Timed(part=one.part.name, sent_s=sent - self._began, arrivals_s=[])
+        self.timed.append(timed)
+        try:
+            async with asyncio.timeout(one.part.within_s or None):
+                async with contextlib.aclosing(self._send(one)) as events:
+                    async for event in events:
+                        self._arrived(one.part, timed, event, time.perf_counter() - sent)
+        except RefusedError as error:
+            timed.error = str(error)
+            if not self._load.may_fail:
+                raise
+        except TimeoutError:
+            if not one.part.within_s:
+                raise
+        finally:
+            timed.total_s = time.perf_counter() - sent
 
-    wall_s: float
-    client_cpu_s: float
-    output_tokens: int
-    first_token_ms: list[float]
-    gap_ms: list[float]  # between two deltas of one stream
-    request_ms: list[float]
-    texts_digest: str  # equal digests: the servers gave the same texts
-
-
-Send = Callable[[list[int]], AsyncIterator[tuple[str, int]]]  # → (text, tokens so far or 0)
-
-
-def prompts(load: Load) -> list[list[int]]:
-    """Draw a prompt for each request; no two are alike, and the same seed draws the same."""
-    rng = np.random.default_rng(load.seed)
-    shape = (load.streams * load.requests, load.prompt_tokens)
-    drawn: list[list[int]] = rng.integers(
-        load.first_token_id, load.last_token_id, shape, endpoint=True
-    ).tolist()
-    return drawn
-
-
-@asynccontextmanager
-async def rest(load: Load) -> AsyncIterator[Send]:
-    """Send over REST: server-sent events, each parsed as JSON."""
-    import aiohttp  # noqa: PLC0415 - each way pays only for its own library
-
-    timeout = aiohttp.ClientTimeout(total=load.timeout_s)
-    # llama-server closes kept connections at its own discretion: each request has its own.
-    connector = aiohttp.TCPConnector(limit=load.streams, force_close=True)
-    body = {
-        "model": "bench",
-        "max_tokens": load.output_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **load.extra,
-    }
-    async with aiohttp.ClientSession(load.target, connector=connector, timeout=timeout) as session:
-
-        async def send(prompt: list[int]) -> AsyncIterator[tuple[str, int]]:
-            asked = {**body, "prompt": prompt}
-            async with session.post("/v1/completions", json=asked) as answer:
-                if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
-                    raise RuntimeError(f"{answer.status}: {await answer.text()}")
-                async for line in answer.content:
-                    if line.startswith(b"data: {"):
-                        event = json.loads(line[6:])
-                        usage = event.get("usage") or {}
-                        text = event["choices"][0]["text"] if event["choices"] else ""
-                        yield text, usage.get("completion_tokens", 0)
-
-        yield send
-
-
-@asynccontextmanager
-async def grpc(load: Load) -> AsyncIterator[Send]:
-    """Send over gRPC: GenerateStream."""
-    from grpc import aio  # noqa: PLC0415 - each way pays only for its own library
-
-    from appliance.api.proto import inference_pb2 as pb  # noqa: PLC0415
-    from appliance.api.proto.inference_pb2_grpc import InferenceServiceStub  # noqa: PLC0415
-
-    async with aio.insecure_channel(load.target) as channel:
-        stub = InferenceServiceStub(channel)
-
-        async def send(prompt: list[int]) -> AsyncIterator[tuple[str, int]]:
-            asked = pb.GenerateInput(
-                model="bench",
-                token_ids=pb.TokenIds(ids=prompt),
-                sampling=pb.SamplingOptions(temperature=0),
-                stop=pb.StopOptions(max_tokens=load.output_tokens, ignore_eos=True),
-            )
-            request = pb.GenerateStreamRequest(input=asked)
-            async for message in stub.GenerateStream(request, timeout=load.timeout_s):
-                kind = message.event.WhichOneof("event")
-                if kind == "delta":
-                    yield message.event.delta.text, 0
-                elif kind == "final":
-                    yield "", message.event.final.usage.completion_tokens
-
-        yield send
+    def _arrived(self, part: Part, timed: Timed, event: Event, after_s: float) -> None:
+        if event.text:
+            timed.arrivals_s.append(after_s)
+            timed.text += event.text
+            for name in self._followers(part, len(timed.arrivals_s)):
+                self._begins[name].set()
+        timed.finish = event.finish or timed.finish
+        timed.output_tokens = event.tokens or timed.output_tokens
 
 
 async def run(load: Load) -> Report:
-    """Send everything and wait for the last answer."""
-    drawn = prompts(load)
-    timed: list[Timed] = []
-    async with {"rest": rest, "grpc": grpc}[load.way](load) as send:
-        cpu, started = _cpu_s(), time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_stream(send, drawn[number :: load.streams]))
-                for number in range(load.streams)
-            ]
-        wall_s, client_cpu_s = time.perf_counter() - started, _cpu_s() - cpu
-        timed = [one for task in tasks for one in task.result()]
-    return _report(timed, wall_s, client_cpu_s)
+    """Send everything and wait for the last answer; raises what `senders` raise."""
+    async with sender(load) as send:
+        work = _Run(load, send)
+        cpu, began = _cpu_s(), time.perf_counter()
+        await work.run()
+        wall_s, client_cpu_s = time.perf_counter() - began, _cpu_s() - cpu
+    return Report(wall_s=wall_s, client_cpu_s=client_cpu_s, requests=work.timed)
 
 
-async def _stream(send: Send, drawn: list[list[int]]) -> list[Timed]:
-    timed = []
-    for prompt in drawn:
-        one, started = Timed(arrivals_s=[]), time.perf_counter()
-        async for text, output_tokens in send(prompt):
-            if text:
-                one.arrivals_s.append(time.perf_counter() - started)
-                one.text += text
-            one.output_tokens = output_tokens or one.output_tokens
-        one.total_s = time.perf_counter() - started
-        timed.append(one)
-    return timed
+def run_load(load: Load) -> Report:
+    """Run a load in a process of its own and wait for it.
 
-
-def _report(timed: list[Timed], wall_s: float, client_cpu_s: float) -> Report:
-    gaps = [np.diff(one.arrivals_s) for one in timed]
-    texts = hashlib.sha256("\0".join(one.text for one in timed).encode()).hexdigest()
-    return Report(
-        wall_s=wall_s,
-        client_cpu_s=client_cpu_s,
-        output_tokens=sum(one.output_tokens for one in timed),
-        first_token_ms=[one.arrivals_s[0] * 1000 for one in timed],
-        gap_ms=(np.concatenate(gaps) * 1000).round(3).tolist(),
-        request_ms=[one.total_s * 1000 for one in timed],
-        texts_digest=texts[:16],
+    Raises RuntimeError with the end of what it said on stderr.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.load"],
+        input=msgspec.json.encode(load),
+        capture_output=True,
+        check=False,
+        timeout=load.timeout_s + _START_S,
     )
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode()[-2000:])
+    return msgspec.json.decode(done.stdout, type=Report)
+
+
+def run_here(load: Load) -> Report:
+    """Run a load in this process; raises as `run_load`."""
+    try:
+        return asyncio.run(run(load))
+    except ExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise RuntimeError(f"{type(first).__name__}: {first}") from group
 
 
 def _cpu_s() -> float:
@@ -186,6 +145,11 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def main() -> None:
+    """Run the load that stdin describes."""
+    load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
+    sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(run(load))))
+
+
 if __name__ == "__main__":
-    asked = msgspec.json.decode(sys.argv[1].encode(), type=Load)
-    sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(run(asked))))
+    main()

@@ -1,9 +1,12 @@
-"""Build llama-server from the sources that our own engine is built from.
+"""Build the peers from the sources that our own engine is built from.
 
 What this room does: fetch the pinned source archive of llama-cpp-python, unpack it, build
-llama-server and llama-batched-bench from the llama.cpp in it; all in the cache, once.
+llama-server and llama-batched-bench from the llama.cpp in it, and install what its examples/server
+needs; all in the cache, once.
 What it knows: the archive's SHA-256; the options with which llama-cpp-python builds its library
-(Release, shared, -march=native, OpenMP), so that both sides run the same kernels.
+(Release, shared, -march=native, OpenMP), so that both sides run the same kernels; that
+examples/server runs on the libraries built for llama-server, which have the multimodal part it
+imports.
 What it never does: write into the tree, or touch the installed engine.
 """
 
@@ -22,6 +25,8 @@ VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 NAME = f"llama_cpp_python-{VERSION}"
 TARGETS = ("llama-server", "llama-batched-bench")
+# What examples/server imports and we have not (its own list, which names no versions).
+EXAMPLE_PACKAGES = ("fastapi>=0.100,<1", "safetensors<1", "uvicorn<1", "websockets<18")
 FETCH_S, BUILD_S = 900, 3600
 OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
@@ -47,6 +52,8 @@ class Peer:
     server: Path
     batched_bench: Path
     vocabularies: Path
+    example_server: Path  # a script
+    libraries: Path
 
 
 def build_peer(cache: Path, say: Callable[[str], None]) -> Peer:
@@ -66,7 +73,29 @@ def build_peer(cache: Path, say: Callable[[str], None]) -> Peer:
             say(f"building llama-server once, some ten minutes (log: {cache / 'peer.log'}) ...")
             _build(llama, build, cache, log.fileno())
     server, bench = (build / "bin" / target for target in TARGETS)
-    return Peer(server=server, batched_bench=bench, vocabularies=llama / "models")
+    return Peer(
+        server=server,
+        batched_bench=bench,
+        vocabularies=llama / "models",
+        example_server=sources / "examples" / "server" / "server.py",
+        libraries=build / "bin",
+    )
+
+
+def example_packages(cache: Path) -> Path:
+    """Return the folder with the packages that examples/server needs, installing them once.
+
+    Raises subprocess.SubprocessError if they can't be installed.
+    """
+    target = cache / f"{NAME}-example-packages"
+    if not target.exists():
+        partial = target.with_suffix(".part")
+        shutil.rmtree(partial, ignore_errors=True)
+        pip = [sys.executable, "-m", "pip", "install", "--target", str(partial), *EXAMPLE_PACKAGES]
+        with (cache / "peer.log").open("ab") as log:
+            subprocess.run(pip, check=True, timeout=FETCH_S, stdout=log, stderr=log)
+        partial.rename(target)
+    return target
 
 
 def _fetch(cache: Path, log: int) -> Path:

@@ -1,12 +1,16 @@
-"""Start ours and llama-server on the same weights, and read their CPU time.
+"""Start ours and its peers on the same weights, and read their CPU time.
 
 What this room does: command lines, waiting until ready, CPU seconds by kind of process, stopping.
-What it knows: which settings make the two comparable: threads, cells in all, no prompt cache.
+What it knows: what makes them comparable (weights, threads, cells in all), and how the users of
+each run it for so many streams: ours with its defaults; llama-server with its number of slots
+given, which gives each stream its own part of the cells unless the suite says otherwise.
 What it never does: send load.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -21,22 +25,26 @@ from typing import Any
 import psutil
 
 from benchmarks.peer import Peer
+from benchmarks.samples import EXAMPLE_SERVER, PEER
 
 READY_S, STOP_S, POLL_S = 120.0, 30.0, 0.05
+CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What both servers are told. `cells` is the KV cache in all.
+    """What the servers are told. `cells` is the KV cache in all, `streams` llama-server's slots.
 
-    `shared`: llama-server's streams share the cells, as ours do; else each has its own part.
+    `shared`: whether llama-server's streams share the cells, as ours do; None: its own default.
+    `prompt_cache`: llama-server's, which is on by default.
     """
 
     model: Path
-    threads: int
+    threads: int = CORES
     streams: int
     cells: int
-    shared: bool = True
+    shared: bool | None = None
+    prompt_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +54,23 @@ class Running:
     name: str
     url: str
     process: psutil.Process
+    command: tuple[str, ...]
     socket: str = ""  # gRPC's, if it has one
     extra: dict[str, Any]
 
     def cpu_s(self) -> dict[str, float]:
         """Return the CPU seconds used so far, by kind: server, or daemon, worker and text."""
         used: dict[str, float] = {}
-        for one in (self.process, *self.process.children(recursive=True)):
+        for kind, one in self.processes():
             times = one.cpu_times()
-            kind = self._kind(one)
             used[kind] = used.get(kind, 0.0) + times.user + times.system
         return used
+
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """List its processes with their kinds."""
+        return [
+            (self._kind(one), one) for one in (self.process, *self.process.children(recursive=True))
+        ]
 
     def _kind(self, process: psutil.Process) -> str:
         words = process.cmdline()
@@ -75,22 +89,64 @@ def llama_server(peer: Peer, settings: Settings, scratch: Path) -> Iterator[Runn
         *(str(peer.server), "--model", str(settings.model), "--alias", "bench"),
         *("--threads", str(settings.threads), "--threads-batch", str(settings.threads)),
         *("--parallel", str(settings.streams), "--ctx-size", str(settings.cells)),
-        "--kv-unified" if settings.shared else "--no-kv-unified",
-        *("--no-cache-prompt", "--cache-ram", "0", "--no-cache-idle-slots"),
-        *("--no-ui", "--no-slots", "--host", "127.0.0.1", "--port", str(port)),
+        *{None: [], True: ["--kv-unified"], False: ["--no-kv-unified"]}[settings.shared],
+        *("--no-ui", "--host", "127.0.0.1", "--port", str(port)),
     ]
+    extra = {}
+    if not settings.prompt_cache:
+        command += ["--no-cache-prompt", "--cache-ram", "0", "--no-cache-idle-slots"]
+        extra = {"cache_prompt": False}
     url = f"http://127.0.0.1:{port}"
     with _process(command, scratch / f"llama-server-{port}.log", f"{url}/health") as process:
-        yield Running(name="llama-server", url=url, process=process, extra={"cache_prompt": False})
+        yield Running(name=PEER, url=url, process=process, command=tuple(command), extra=extra)
 
 
 @contextmanager
-def appliance(settings: Settings, scratch: Path) -> Iterator[Running]:
-    """Run our daemon as an operator does, from a configuration file."""
+def example_server(
+    peer: Peer, packages: Path, settings: Settings, scratch: Path
+) -> Iterator[Running]:
+    """Run llama-cpp-python's examples/server with its own defaults."""
+    port = _free_port()
+    config = scratch / f"example-server-{port}.json"
+    model = {
+        "path": str(settings.model),
+        "alias": "bench",
+        "n_ctx": settings.cells,
+        "n_seq_max": settings.streams,
+        "threads": settings.threads,
+        "threads_batch": settings.threads,
+    }
+    config.write_text(
+        json.dumps({"server": {"host": "127.0.0.1", "port": port}, "model": model}),
+        encoding="ascii",
+    )
+    libraries = str(peer.libraries)
+    environment = os.environ | {
+        "PYTHONPATH": str(packages),
+        "LLAMA_CPP_LIB_PATH": libraries,
+        "MTMD_CPP_LIB": libraries,
+    }
+    command = [sys.executable, str(peer.example_server), "-C", str(config)]
+    url = f"http://127.0.0.1:{port}"
+    log = scratch / f"example-server-{port}.log"
+    with _process(command, log, f"{url}/healthz", environment) as process:
+        yield Running(
+            name=EXAMPLE_SERVER,
+            url=url,
+            process=process,
+            command=tuple(command),
+            extra={"logit_bias": {"2": -100.0}},  # it has no ignore_eos; 2 is the end of a text
+        )
+
+
+@contextmanager
+def appliance(settings: Settings, scratch: Path, *, name: str = "ours") -> Iterator[Running]:
+    """Run our daemon as an operator does, from a configuration file, with its defaults."""
     port = _free_port()
     place = scratch / f"appliance-{port}"
     place.mkdir()
     config = place / "appliance.toml"
+    threads = "" if settings.threads == CORES else f"threads = {settings.threads}\n"
     config.write_text(
         f"""
 [server]
@@ -99,8 +155,7 @@ runtime_dir = "{place / "run"}"
 [rest]
 tcp = "127.0.0.1:{port}"
 [engine]
-threads = {settings.threads}
-context_tokens = {settings.cells}
+{threads}context_tokens = {settings.cells}
 cells_total = {settings.cells}
 [[models]]
 path = "{settings.model}"
@@ -112,18 +167,24 @@ name = "bench"
     command = [sys.executable, "-m", "appliance", "serve", "--config", str(config)]
     with _process(command, place / "log", f"{url}/readyz") as process:
         yield Running(
-            name="ours",
+            name=name,
             url=url,
             process=process,
+            command=(*command, config.read_text(encoding="utf-8")),
             socket=f"unix:{place / 'run' / 'grpc.sock'}",
             extra={},
         )
 
 
 @contextmanager
-def _process(command: list[str], log: Path, ready_url: str) -> Iterator[psutil.Process]:
+def _process(
+    command: list[str], log: Path, ready_url: str, environment: dict[str, str] | None = None
+) -> Iterator[psutil.Process]:
     """Run a server from when it answers at `ready_url` until the end of the block."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as child:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as child,
+    ):
         try:
             if not _ready(child, ready_url):
                 end = log.read_text(encoding="utf-8", errors="replace")[-2000:]

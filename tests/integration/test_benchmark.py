@@ -1,49 +1,52 @@
-"""The measuring harness against our own daemon: both ways count the same tokens and texts."""
+"""The measuring harness end to end, on our own daemon; a second one stands in for the peer."""
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
+import msgspec
+import pytest
 
-from benchmarks.load import Load, Report, run
-from benchmarks.servers import Running, Settings, appliance
-from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
-
-STREAMS, REQUESTS, OUTPUT_TOKENS = 3, 2, 12
-
-
-def measured(server: Running, way: str) -> Report:
-    target = server.url if way == "rest" else server.socket
-    load = Load(
-        way=way,
-        target=target,
-        streams=STREAMS,
-        requests=REQUESTS,
-        prompt_tokens=20,
-        output_tokens=OUTPUT_TOKENS,
-        first_token_id=32,
-        last_token_id=126,
-        seed=1,
-        timeout_s=60.0,
-        extra=server.extra,
-    )
-    return asyncio.run(run(load))
+from benchmarks.bars import BARS
+from benchmarks.engine import run
+from benchmarks.harness import Options
+from benchmarks.report import Results, page
+from benchmarks.samples import OURS_GRPC, OURS_REST, PEER, Sample
+from benchmarks.suites import SUITES
 
 
-def test_rest_and_grpc_give_the_same_texts_and_every_process_has_its_cpu_time(
-    tmp_path: Path,
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Run every suite once, as small as it gets."""
+    options = Options(cache=tmp_path_factory.mktemp("cache"), quick=True, twin=True)
+    return run(options, tuple(SUITES))
+
+
+def of(results: Results, suite: str) -> dict[tuple[str, str], Sample]:
+    """Find the samples of a suite by case and side."""
+    return {(one.case, one.side): one for one in results.samples if one.suite == suite}
+
+
+def test_every_suite_comes_to_its_end_and_every_suite_has_bars(results: Results) -> None:
+    assert results.lost == {}
+    assert set(results.seconds) == set(SUITES) == {bar.suite for bar in BARS}
+    assert {one.suite for one in results.samples} == set(SUITES)
+
+
+def test_both_faces_give_the_same_texts_and_every_process_has_its_cpu_time(
+    results: Results,
 ) -> None:
-    model = tmp_path / "model.gguf"
-    write_llama(model, SHAPES["tiny"], byte_vocabulary(), Quantisation.F16, seed=6)
-    settings = Settings(model=model, threads=1, streams=STREAMS, cells=1024)
-    with appliance(settings, tmp_path) as server:
-        before = server.cpu_s()
-        rest, grpc = (measured(server, way) for way in ("rest", "grpc"))
-        after = server.cpu_s()
-    for report in (rest, grpc):
-        assert report.output_tokens == STREAMS * REQUESTS * OUTPUT_TOKENS
-        assert len(report.first_token_ms) == STREAMS * REQUESTS
-        assert report.wall_s > 0
-    assert rest.texts_digest == grpc.texts_digest
-    assert set(after) == {"daemon", "worker", "text"}
-    assert after["daemon"] > before["daemon"]
+    found = of(results, "throughput")
+    sides = [found["4 streams", side] for side in (OURS_GRPC, OURS_REST, PEER)]
+    assert len({one.texts_digest for one in sides}) == 1
+    for one in sides:
+        assert {"cpu_ms.daemon", "cpu_ms.worker", "cpu_ms.text"} <= set(one.metrics)
+        assert one.metrics["tokens_per_s"] > 0
+
+
+def test_every_bar_of_a_small_run_is_measured_or_says_why_not(results: Results) -> None:
+    by_title = {one.bar.title: one for one in results.verdicts}
+    assert len(by_title) == len(BARS)
+    measured = {one.bar.suite for one in results.verdicts if one.measured}
+    assert measured == set(SUITES)
+    assert all(one.measured or one.why for one in results.verdicts)
+    assert msgspec.json.decode(msgspec.json.encode(results), type=Results) == results
+    assert all(f"## {suite}" in page(results) for suite in SUITES)

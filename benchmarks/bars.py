@@ -1,0 +1,170 @@
+"""Hold what is measured against what is to be reached.
+
+What this room does: the table of figures to reach; the ratios of each; `holds` or `falls short`.
+What it knows: that machines are noisy (by some 10 %): a ratio reaches its bar if the 95 % interval
+of its median does. A count that must be exact (`exact`) must reach it in every round.
+What it never does: measure. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from benchmarks.intervals import Interval, interval
+from benchmarks.samples import CEILING, OURS_GRPC, OURS_REST, PEER, Sample, case_of, ratios, select
+
+
+class Bar(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure: a metric of a case on one side, alone or over that of another side or case."""
+
+    suite: str
+    case: str
+    metric: str
+    side: str
+    over: str = ""  # another side; empty: the metric itself
+    over_case: str = ""  # of another case; empty: the same
+    at_least: float | None = None
+    at_most: float | None = None
+    exact: bool = False
+
+    @property
+    def title(self) -> str:
+        """Name the figure."""
+        said = f"{self.suite}, {self.case}: {self.metric} of {self.side}"
+        other = ", ".join(part for part in (self.over, self.over_case) if part)
+        return f"{said} / {other}" if other else said
+
+    @property
+    def limit(self) -> float:
+        """Name the bar itself."""
+        limit = self.at_most if self.at_least is None else self.at_least
+        assert limit is not None
+        return limit
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one figure."""
+
+    bar: Bar
+    measured: Interval | None  # nothing was measured
+    why: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Say whether the bar is reached."""
+        if self.measured is None:
+            return False
+        if self.bar.at_least is not None:
+            return self._best(self.measured.high, self.measured.low) >= self.bar.at_least
+        return self._best(self.measured.low, self.measured.high) <= self.bar.limit
+
+    def _best(self, hopeful: float, strict: float) -> float:
+        return strict if self.bar.exact else hopeful
+
+    @property
+    def line(self) -> str:
+        """Write the figure in one line: name, measured, bar, what became of it."""
+        sign = ">=" if self.bar.at_most is None else "<="
+        said = f"{self.bar.title}: "
+        if self.measured is None:
+            said += f"not measured ({self.why})"
+        else:
+            found = self.measured
+            said += f"{found.median:.3g} [{found.low:.3g}, {found.high:.3g}]"
+        return f"{said}  bar {sign} {self.bar.limit:g}  {'holds' if self.holds else 'falls short'}"
+
+
+def _throughput() -> Iterable[Bar]:
+    for streams, least in ((1, 1.00), (4, 1.00), (8, 0.97), (16, 0.97)):
+        for side in (OURS_GRPC, OURS_REST):
+            for over, bar in ((PEER, least), (CEILING, 0.92)):
+                yield Bar(
+                    suite="throughput",
+                    case=case_of(streams),
+                    metric="tokens_per_s",
+                    side=side,
+                    over=over,
+                    at_least=bar,
+                )
+
+
+def _tiny() -> Iterable[Bar]:
+    for streams in (8, 32):
+        for side in (OURS_GRPC, OURS_REST):
+            for metric in ("tokens_per_s", "deltas_per_token"):
+                yield Bar(
+                    suite="tiny",
+                    case=case_of(streams),
+                    metric=metric,
+                    side=side,
+                    over=PEER,
+                    at_least=0.95,
+                )
+
+
+# The table of what is to be reached. "ours" is one configuration: the defaults.
+BARS: tuple[Bar, ...] = (
+    *_throughput(),
+    *_tiny(),
+    Bar(
+        suite="first-token",
+        case="8 prompts at once",
+        metric="first_token_ms",
+        side=OURS_REST,
+        over=PEER,
+        at_most=0.75,
+    ),
+    Bar(
+        suite="first-token",
+        case="8 prompts at once",
+        metric="first_token_ms_last",
+        side=OURS_REST,
+        over=PEER,
+        at_most=1.3,
+    ),
+    Bar(
+        suite="gap",
+        case="a long prompt arrives",
+        metric="gap_ms_worst",
+        side=OURS_REST,
+        over=PEER,
+        at_most=0.05,
+    ),
+    Bar(
+        suite="gap",
+        case="a long prompt arrives",
+        metric="newcomer_first_token_ms",
+        side=OURS_REST,
+        over=OURS_REST,
+        over_case="idle",
+        at_most=1.3,
+    ),
+    Bar(
+        suite="shared-prefix",
+        case="8 requests at once",
+        metric="tokens_per_s",
+        side=OURS_REST,
+        over=PEER,
+        at_least=3.5,
+    ),
+)
+
+
+def judge(samples: Sequence[Sample], suites: Iterable[str], lost: dict[str, str]) -> list[Verdict]:
+    """Hold every figure of these suites against its bar; `lost`: why a suite came to no end."""
+    wanted = set(suites)
+    return [_verdict(bar, samples, lost) for bar in BARS if bar.suite in wanted]
+
+
+def _verdict(bar: Bar, samples: Sequence[Sample], lost: dict[str, str]) -> Verdict:
+    ours = select(samples, bar.suite, bar.case, bar.side)
+    if bar.over or bar.over_case:
+        theirs = select(samples, bar.suite, bar.over_case or bar.case, bar.over or bar.side)
+        values = ratios(ours, theirs, bar.metric)
+    else:
+        values = [one.metrics[bar.metric] for one in ours.values() if bar.metric in one.metrics]
+    if values:
+        return Verdict(bar=bar, measured=interval(values))
+    return Verdict(bar=bar, measured=None, why=lost.get(bar.suite, "no round on both sides"))

@@ -1,0 +1,17 @@
+"""What is measured: one function for each suite, one file for each family of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.harness import Session
+from benchmarks.suites import arrivals, throughput
+
+# In this order; each keeps its samples in the session.
+SUITES: dict[str, Callable[[Session], None]] = {
+    "throughput": throughput.throughput,
+    "tiny": throughput.tiny,
+    "first-token": arrivals.first_token,
+    "gap": arrivals.gap,
+    "shared-prefix": arrivals.shared_prefix,
+}
