@@ -326,6 +326,7 @@ def _events(message: pb.StreamEvent) -> Iterator[domain.Event]:
         yield domain.Progress(
             prompt_tokens_done=message.progress.prompt_tokens_done,
             prompt_tokens_total=message.progress.prompt_tokens_total,
+            cached_tokens=message.progress.cached_tokens,
         )
     elif kind == "delta":
         yield from _deltas(message.delta)
