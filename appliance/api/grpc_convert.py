@@ -82,6 +82,12 @@ _PRIORITIES = {
     pb.PRIORITY_BATCH: Priority.BATCH,
 }
 _PRIORITY_OF = {priority: number for number, priority in _PRIORITIES.items()}
+_TEXT_KINDS = {
+    "json_schema": ConstraintKind.JSON_SCHEMA,
+    "regex": ConstraintKind.REGEX,
+    "gbnf": ConstraintKind.GBNF,
+    "lark": ConstraintKind.LARK,
+}
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -199,10 +205,8 @@ def _constraint(given: pb.Constraint) -> Constraint | None:
         return None
     if kind == "json_object":
         return Constraint(kind=ConstraintKind.JSON_OBJECT)
-    if kind == "json_schema":
-        return Constraint(kind=ConstraintKind.JSON_SCHEMA, text=given.json_schema)
-    if kind == "regex":
-        return Constraint(kind=ConstraintKind.REGEX, text=given.regex)
+    if kind != "choices":
+        return Constraint(kind=_TEXT_KINDS[kind], text=getattr(given, kind))
     texts = json.dumps(list(given.choices.texts), ensure_ascii=False)
     return Constraint(kind=ConstraintKind.CHOICES, text=texts)
 
@@ -264,7 +268,6 @@ def write_event(seq: int, event: Event) -> pb.StreamEvent:
         progress = pb.Progress(
             prompt_tokens_done=event.prompt_tokens_done,
             prompt_tokens_total=event.prompt_tokens_total,
-            cached_tokens=event.cached_tokens,
         )
         return pb.StreamEvent(seq=seq, progress=progress)
     if isinstance(event, Accepted):

@@ -18,9 +18,11 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from appliance.api.openai_caller import priority_of, user_of
-from appliance.api.openai_chat import constraint_of, messages_of, tool_choice_of, tools_of
+from appliance.api.openai_chat import messages_of, tool_choice_of, tools_of
+from appliance.api.openai_formats import constraint_of
 from appliance.api.openai_shapes import (
     IGNORED_CHAT,
+    REFUSED_ANY,
     REFUSED_CHAT,
     ChatBody,
     CompletionBody,
@@ -64,10 +66,8 @@ class Asked:
     stream: bool
     include_usage: bool
     ignored: tuple[str, ...]
-    include_progress: bool = False
     user: str = ""
     says_tier: bool = False
-    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,6 @@ class EmbeddingsAsked:
     base64: bool
     dimensions: int | None
     user: str
-    timeout_s: float | None
 
 
 # --- the three endpoints --------------------------------------------------------------------------
@@ -92,10 +91,7 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         SchemaUnsupported: a constraint of a kind that is not served.
     """
     members = _members(body)
-    for name, advice in REFUSED_CHAT.items():
-        if members.get(name) is not None:
-            raise InvalidRequest(field=name, reason=advice)
-        members.pop(name, None)
+    _refuse(members, REFUSED_CHAT)
     ignored = _drop(members, IGNORED_CHAT)
     chat = _convert(members, ChatBody)
     tools, strict_ignored = tools_of(chat)
@@ -130,14 +126,14 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         ignored=tuple(sorted(ignored)),
         user=user_of(chat.user, chat.safety_identifier),
         says_tier=chat.service_tier is not None,
-        include_progress=_include_progress(chat),
-        timeout_s=chat.timeout,
     )
 
 
 def read_completion(body: bytes, request_id: RequestId) -> Asked:
     """Read the body of POST /v1/completions. See `read_chat` for what is raised."""
-    asked = _convert(_members(body), CompletionBody)
+    members = _members(body)
+    _refuse(members, REFUSED_ANY)
+    asked = _convert(members, CompletionBody)
     ignored: list[str] = []
     if asked.suffix:
         raise InvalidRequest(field="suffix", reason="filling in the middle is not served here")
@@ -148,6 +144,7 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
         raise InvalidRequest(
             field="prompt", reason=f"has {len(prompts)} prompts; the limit is {PROMPTS_MAX}"
         )
+    constraint = constraint_of(asked)
     tokens = COMPLETION_TOKENS_DEFAULT if asked.max_tokens is None else asked.max_tokens
     requests = tuple(
         GenerateRequest(
@@ -159,6 +156,7 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
             output=OutputOptions(n=_n(asked), top_logprobs=asked.logprobs, echo=bool(asked.echo)),
             priority=priority_of(asked),
             cache_salt=asked.cache_salt or "",
+            constraint=constraint,
         )
         for index, prompt in enumerate(prompts)
     )
@@ -169,8 +167,6 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
         ignored=tuple(ignored),
         user=user_of(asked.user, asked.safety_identifier),
         says_tier=asked.service_tier is not None,
-        include_progress=_include_progress(asked),
-        timeout_s=asked.timeout,
     )
 
 
@@ -186,7 +182,6 @@ def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
         base64=asked.encoding_format == "base64",
         dimensions=asked.dimensions,
         user=user_of(asked.user, None),
-        timeout_s=asked.timeout,
     )
 
 
@@ -206,6 +201,12 @@ def _members(body: bytes) -> dict[str, Any]:
     if not isinstance(members, dict):
         raise InvalidRequest(field="body", reason="must be a JSON object")
     return members
+
+
+def _refuse(members: dict[str, Any], advices: Mapping[str, str]) -> None:
+    for name, advice in advices.items():
+        if members.pop(name, None) is not None:
+            raise InvalidRequest(field=name, reason=advice)
 
 
 def _drop(members: dict[str, Any], names: frozenset[str]) -> list[str]:
@@ -314,10 +315,6 @@ def _include_usage(body: SamplingBody, ignored: list[str]) -> bool:
     if body.stream_options.include_obfuscation is not None:
         ignored.append("stream_options.include_obfuscation")
     return bool(body.stream_options.include_usage)
-
-
-def _include_progress(body: SamplingBody) -> bool:
-    return body.stream_options is not None and bool(body.stream_options.include_progress)
 
 
 def _inputs(

@@ -1,27 +1,24 @@
-"""Read the parts of a chat body that are more than a number: messages, tools and formats.
+"""Read the parts of a chat body that are more than a number: messages and tools.
 
-What this room does: messages with text parts, tools, tool_choice and response_format, as values of
-the domain; a clear refusal of images, audio, files and custom tools.
+What this room does: messages with text parts, tools and tool_choice, as values of the domain; a
+clear refusal of images, audio, files and custom tools.
 What it knows: `openai_shapes`.
 What it never does: render a template, or check a schema (the text process does both).
 """
 
 from __future__ import annotations
 
-import json
-
+from appliance.api.openai_formats import json_text
 from appliance.api.openai_shapes import ChatBody, MessageBody, ToolCallPart
 from appliance.api.turns import check_message, check_tool_name
 from appliance.domain import (
-    Constraint,
-    ConstraintKind,
     Message,
     Tool,
     ToolCall,
     ToolChoice,
     ToolChoiceMode,
 )
-from appliance.errors import InvalidRequest, SchemaUnsupported
+from appliance.errors import InvalidRequest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHOWN_CHARS = 64
@@ -55,7 +52,7 @@ def tools_of(chat: ChatBody) -> tuple[tuple[Tool, ...], list[str]]:
             Tool(
                 name=function.name,
                 description=function.description or "",
-                parameters=_json({} if function.parameters is None else function.parameters),
+                parameters=json_text({} if function.parameters is None else function.parameters),
             )
         )
     return tuple(tools), ignored
@@ -86,29 +83,6 @@ def tool_choice_of(chat: ChatBody, tools: tuple[Tool, ...]) -> ToolChoice:
             field="tool_choice", reason=f"'{name[:_SHOWN_CHARS]}' is not among the tools"
         )
     return ToolChoice(mode=ToolChoiceMode.NAMED, name=name, parallel=parallel)
-
-
-def constraint_of(chat: ChatBody) -> Constraint | None:
-    """Read response_format; a schema is always enforced, whether `strict` is given or not."""
-    wanted = chat.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return Constraint(kind=ConstraintKind.JSON_OBJECT)
-    if wanted.type != "json_schema":
-        raise SchemaUnsupported(
-            field="response_format.type", reason="must be 'text', 'json_object' or 'json_schema'"
-        )
-    if wanted.json_schema is None or wanted.json_schema.schema is None:
-        raise InvalidRequest(field="response_format.json_schema.schema", reason="is missing")
-    return Constraint(kind=ConstraintKind.JSON_SCHEMA, text=_json(wanted.json_schema.schema))
-
-
-def _json(value: object) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    except RecursionError as error:
-        raise InvalidRequest(field="body", reason="is nested too deeply") from error
 
 
 def _message(field: str, body: MessageBody) -> Message:

@@ -4,7 +4,7 @@ What this room does: one struct per JSON object of a request; the names that are
 no effect here (the answer names them in a header); the names that are refused with advice.
 What it knows: OpenAI's API reference of chat, completions and embeddings, and the parameters this
 appliance adds to it (top_k, min_p, typical_p, repeat_penalty, penalty_last_n, stop_token_ids,
-ignore_eos; priority, cache_salt, timeout; stream_options.include_progress).
+ignore_eos; priority, cache_salt; llama-server's grammar and vLLM's structured_outputs).
 What it never does: turn a body into the domain (`openai`), or hold a value of a client.
 """
 
@@ -38,7 +38,18 @@ IGNORED_CHAT = frozenset(
 
 # --- refused with advice --------------------------------------------------------------------------
 
+# Older names of what `structured_outputs` has, and llama-server's own of what the format has.
+REFUSED_ANY = {
+    "guided_choice": "use 'structured_outputs': {'choice': [...]}",
+    "guided_decoding_backend": "there is one here; leave it out",
+    "guided_grammar": "use 'structured_outputs': {'grammar': ...}",
+    "guided_json": "use 'structured_outputs': {'json': ...} or 'response_format'",
+    "guided_regex": "use 'structured_outputs': {'regex': ...}",
+    "guided_whitespace_pattern": "there may be 24 characters between tokens; leave it out",
+    "json_schema": "use 'response_format'",
+}
 REFUSED_CHAT = {
+    **REFUSED_ANY,
     "audio": "audio is not served here; this appliance answers with text",
     "function_call": "is deprecated and not supported; use 'tool_choice'",
     "functions": "is deprecated and not supported; use 'tools'",
@@ -134,32 +145,38 @@ class JsonSchemaBody(Shape):
 
 
 class ResponseFormat(Shape):
-    """text, json_object or json_schema."""
+    """text, json_object (with a schema if it is of llama-server's clients) or json_schema."""
 
     type: str
     json_schema: JsonSchemaBody | None = None
+    schema: dict[str, Any] | None = None
+
+
+class StructuredOutputs(Shape):
+    """vLLM's constraints on the output, one at a time."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class StreamOptions(Shape):
-    """Whether a last chunk has the usage, and whether chunks tell how far a long prompt has come.
-
-    Obfuscation pads OpenAI's own streams; none is needed.
-    """
+    """Whether a last chunk has the usage. Obfuscation pads OpenAI's own streams; none is needed."""
 
     include_usage: bool | None = None
-    include_progress: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class CallerBody(Shape, kw_only=True):
-    """Who asks, how urgently, and how long it may take in s: on every generating endpoint."""
+    """Who asks, and how urgently: on every generating endpoint."""
 
     user: str | None = None
     safety_identifier: str | None = None
     priority: str | None = None
     service_tier: str | None = None
     cache_salt: str | None = None
-    timeout: float | None = None
 
 
 class SamplingBody(CallerBody, kw_only=True):
@@ -184,6 +201,9 @@ class SamplingBody(CallerBody, kw_only=True):
     penalty_last_n: int | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    grammar: str | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -196,7 +216,6 @@ class ChatBody(SamplingBody, kw_only=True):
     tools: list[ToolBody] | None = None
     tool_choice: str | ToolChoiceBody | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
 
 
@@ -218,7 +237,6 @@ class EmbeddingBody(Shape):
     encoding_format: str | None = None
     dimensions: int | None = None
     user: str | None = None
-    timeout: float | None = None
 
 
 def field_names(shape: type[Shape]) -> frozenset[str]:
@@ -233,6 +251,7 @@ def field_names(shape: type[Shape]) -> frozenset[str]:
             MessageBody,
             ResponseFormat,
             StreamOptions,
+            StructuredOutputs,
             ToolBody,
             ToolCallPart,
             ToolChoiceBody,

@@ -123,11 +123,16 @@ class ConstraintKind(enum.Enum):
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
     CHOICES = "choices"
-    LARK = "lark"  # made here only (a demanded tool call); no client may send one
+    GBNF = "gbnf"
+    LARK = "lark"
+    TOOL_CALLS = "tool_calls"  # made here only, of the tools' schemas; no client may send one
 
 
 class Constraint(Value):
-    """A language the output must belong to. `text`: a schema as JSON, a regex, or a JSON list."""
+    """A language the output must belong to.
+
+    `text`: a schema as JSON, a regex, a JSON list of choices, or a grammar.
+    """
 
     kind: ConstraintKind
     text: str = ""

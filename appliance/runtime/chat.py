@@ -31,6 +31,7 @@ import jinja2.sandbox
 from appliance.domain import ChatPrompt, Constraint, ConstraintKind, Message, Tool, ToolCall
 from appliance.domain import ToolChoiceMode as Mode
 from appliance.errors import InvalidRequest
+from appliance.runtime.constrain import inline
 
 TEMPLATE_CHARS_MAX = 1024 * 1024
 HERMES = "hermes"  # <tool_call>{"name": ..., "arguments": {...}}</tool_call>
@@ -39,7 +40,6 @@ _CALL_CHARS_MAX = 1024 * 1024
 _REASON_CHARS_MAX = 500
 _PRIVATE_FIRST, _PRIVATE_LAST = 0xF0000, 0x10FFFD
 _PRIVATE = f"[{chr(_PRIVATE_FIRST)}-{chr(_PRIVATE_LAST)}]"
-_WHITESPACE = r"[ \n\t]{1,24}"  # between JSON tokens; unbounded, a model may go on for ever
 
 Json: TypeAlias = Any  # what json.loads gives; it goes into the template as it is
 
@@ -268,14 +268,10 @@ def demanded_call(prompt: ChatPrompt) -> Constraint | None:
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
     for index, tool in enumerate(tools):
         head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-        schema = {
-            "type": "object",
-            **_schema(tool),
-            "x-guidance": {"whitespace_pattern": _WHITESPACE, "lenient": False},
-        }
+        schema = json.dumps({"type": "object", **_schema(tool)})
         rules.append(f"call_{index}: {_lark(head)} arguments_{index} {_lark('}')}")
-        rules.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
-    return Constraint(kind=ConstraintKind.LARK, text="\n".join(rules))
+        rules.append(f"arguments_{index}: %json {inline(schema, 'tools')}")
+    return Constraint(kind=ConstraintKind.TOOL_CALLS, text="\n".join(rules))
 
 
 def _lark(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Hold generated text to a language: a JSON schema, any JSON object, a regex or a list of choices.
+"""Hold generated text to a language: JSON, a schema, a regex, choices, or a grammar (GBNF, Lark).
 
 What this room does: translates a constraint into a grammar, refuses what the grammar engine can't
 honour in full (`check`) or in time (`Pricer`), and walks the grammar beside a generation, as a mask
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -21,6 +21,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from appliance.clock import cpu_ms
 from appliance.domain import Constraint, ConstraintKind
 from appliance.errors import DecodeFailed, SchemaUnsupported
+from appliance.runtime import grammars
+from appliance.runtime.schemas import prepared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +31,13 @@ _COMPILED_MAX = 64  # grammars kept ready for the next request that asks the sam
 _PRICED_MAX = 256
 _REASON_CHARS_MAX = 300
 # Whitespace between JSON tokens is bounded: with llguidance's default a model may go on for ever.
-_WHITESPACE = r"[ \n\t]{1,24}"
+# Without \u among the escapes a name has one spelling: an undeclared one can't be a declared one.
+_JSON_OPTIONS: Any = {
+    "whitespace_pattern": r"[ \n\t]{1,24}",
+    "lenient": False,
+    "coerce_one_of": False,
+    "json_allowed_escapes": '"\\bfnrt',
+}
 _QUIET = 0
 
 _FIELDS = {
@@ -37,7 +45,9 @@ _FIELDS = {
     ConstraintKind.JSON_SCHEMA: "json_schema",
     ConstraintKind.REGEX: "regex",
     ConstraintKind.CHOICES: "choices",
-    ConstraintKind.LARK: "tools",
+    ConstraintKind.GBNF: grammars.FIELD,
+    ConstraintKind.LARK: grammars.FIELD,
+    ConstraintKind.TOOL_CALLS: "tools",
 }
 
 
@@ -105,7 +115,7 @@ class Pricer:
         try:
             Matcher(_compile(self._tokenizer, constraint), self._tokenizer.vocab_size).allowed()
         except DecodeFailed as error:
-            self._refuse(constraint, "is too large for the grammar engine", error)
+            self._refuse(constraint, "is empty, or too large for the grammar engine", error)
         if cpu_ms() - began_ms > self._cpu_ms_max:
             limit = f"{self._cpu_ms_max:g} ms (limits.constraint_ms)"
             self._refuse(constraint, f"takes longer to prepare than the limit of {limit}")
@@ -136,6 +146,16 @@ class Matcher:
         self._demand_sane()
         mask = np.unpackbits(bits, bitorder="little")
         return mask[: self._vocabulary_size].view(np.bool_)
+
+    def allows(self, token_id: int) -> bool:
+        """Tell whether this one token may come next: some hundred times cheaper than a mask.
+
+        Raises:
+            DecodeFailed: the parser gave up; the request must end.
+        """
+        allowed = bool(self._matcher.validate_tokens([token_id]))
+        self._demand_sane()
+        return allowed
 
     def accept(self, token_id: int) -> None:
         """Go on past a token that was allowed.
@@ -206,30 +226,34 @@ def _compile(tokenizer: LLTokenizer, constraint: Constraint) -> LLMatcher:
 
 
 def _grammar(constraint: Constraint) -> str:
-    if constraint.kind is ConstraintKind.JSON_OBJECT:
+    kind, text = constraint.kind, constraint.text
+    if kind is ConstraintKind.JSON_OBJECT:
         return _json_grammar('{"type": "object"}', "response_format")
-    if constraint.kind is ConstraintKind.JSON_SCHEMA:
-        return _json_grammar(constraint.text, "json_schema")
-    if constraint.kind is ConstraintKind.REGEX:
-        return str(LLMatcher.grammar_from_regex(constraint.text))
-    if constraint.kind is ConstraintKind.LARK:
-        return str(LLMatcher.grammar_from_lark(constraint.text))
-    return str(LLMatcher.grammar_from_lark(_choices_rule(constraint.text)))
+    if kind is ConstraintKind.JSON_SCHEMA:
+        return _json_grammar(text, "json_schema")
+    if kind is ConstraintKind.REGEX:
+        return str(LLMatcher.grammar_from_regex(text))
+    if kind is ConstraintKind.CHOICES:
+        text = _choices_rule(text)
+    elif kind is ConstraintKind.GBNF:
+        text = grammars.lark_of_gbnf(text)
+    elif kind is ConstraintKind.LARK:
+        text = grammars.checked_lark(text, lambda schema: inline(schema, grammars.FIELD))
+    return str(LLMatcher.grammar_from_lark(text))
+
+
+def inline(schema: str, field: str) -> str:
+    """Write a schema as the inside of Lark's `%json`, with the same options as one alone.
+
+    Raises:
+        SchemaUnsupported: it can't be honoured.
+    """
+    options = {"x-guidance": _JSON_OPTIONS}
+    return json.dumps({**prepared(schema, field), **options}, ensure_ascii=False)
 
 
 def _json_grammar(schema: str, field: str) -> str:
-    try:
-        json.loads(schema)
-        # `lenient` last and false: a schema can't ask to have its own keywords ignored.
-        return str(
-            LLMatcher.grammar_from_json_schema(
-                schema,
-                defaults={"whitespace_pattern": _WHITESPACE},
-                overrides={"lenient": False},
-            )
-        )
-    except (ValueError, RecursionError) as error:
-        raise SchemaUnsupported(field=field, reason=_reason([str(error)])) from error
+    return str(LLMatcher.grammar_from_json_schema(prepared(schema, field), overrides=_JSON_OPTIONS))
 
 
 def _choices_rule(text: str) -> str:

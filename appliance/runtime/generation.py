@@ -65,7 +65,7 @@ class Generation:
         self._stop_ids = stop_ids
         self._left = max_tokens
         self._top_logprobs = top_logprobs
-        self.takes_argmax = sampler.is_plain and matcher is None
+        self._is_plain = sampler.is_plain
 
     def replay(self, token_ids: Sequence[int]) -> None:
         """Accept tokens again that were sent already; shows nothing.
@@ -88,7 +88,7 @@ class Generation:
         Args:
             row: (n_vocab,) float32, not changed.
             position: of the token in the sequence.
-            best: the row's largest index, used where `takes_argmax`.
+            best: the row's largest index: a greedy draw, where it is allowed.
             is_last: the context has room for this token and no further one.
 
         Raises:
@@ -97,10 +97,11 @@ class Generation:
         ended = self.ended()
         if ended is not None:
             return self._end(ended)
-        if self.takes_argmax:
+        matcher = self._matcher
+        if self._is_plain and (matcher is None or matcher.allows(best)):
             token_id = best
         else:
-            mask = self._matcher.allowed() if self._matcher is not None else None
+            mask = matcher.allowed() if matcher is not None else None
             token_id = self._sampler.draw(row, mask, position)
         if token_id in self._stop_ids:
             return self._end(FinishReason.STOP)

@@ -33,8 +33,10 @@ _NO_FINITE = "the model produced no finite logit that is allowed"
 class Chain(Protocol):
     """Cut a row; `llama.SamplerChain` is one."""
 
-    def apply(self, row: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the (ids, logits) still in play."""
+    def apply(
+        self, logits: NDArray[np.float32], ids: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the (ids, logits) still in play; ids None: the logits are a whole row."""
         ...
 
     def close(self) -> None:
@@ -73,13 +75,10 @@ class Sampler:
         self._seen = _Window(window if self._repeat != 1.0 else 0)
         penalises = self._frequency != 0.0 or self._presence != 0.0
         self._drawn = _Window(window if penalises else 0)
-        self.is_plain = (
-            self._is_greedy
-            and not len(self._suppressed)
-            and not len(self._bias_ids)
-            and not self._seen.size
-            and not self._drawn.size
+        self._shapes = bool(
+            len(self._suppressed) or len(self._bias_ids) or self._seen.size or self._drawn.size
         )
+        self.is_plain = self._is_greedy and not self._shapes
 
     def prime(self, prompt: Sequence[int]) -> None:
         """Let the repeat penalty see the prompt."""
@@ -96,17 +95,25 @@ class Sampler:
     def draw(self, row: NDArray[np.float32], mask: NDArray[np.bool_] | None, position: int) -> int:
         """Draw the token for a position from raw logits (n_vocab,); mask: what is allowed.
 
+        What a mask forbids is left out at once: most masks leave little of a vocabulary.
+
         Raises:
             DecodeFailed: no allowed token has a finite logit.
         """
-        if self.is_plain and mask is None:
-            return checked_argmax(row)
-        shaped = self.shape(row, mask)
+        logits = self.shape(row) if self._shapes else row
+        ids: NDArray[np.int64] | NDArray[np.int32] | None = None
+        if mask is not None:
+            ids = allowed = np.flatnonzero(mask)
+            logits = logits[allowed]
+        if not len(logits):
+            raise DecodeFailed(reason=_NO_FINITE)
         if self._is_greedy:
-            return checked_argmax(shaped)
-        ids, logits = (None, shaped) if self._chain is None else self._chain.apply(shaped)
-        point = uniform(self._seed, self._choice, position)
-        drawn = _inverse_cdf(logits, self._temperature, point)
+            drawn = checked_argmax(logits)
+        else:
+            if self._chain is not None:
+                ids, logits = self._chain.apply(logits, None if mask is None else allowed)
+            point = uniform(self._seed, self._choice, position)
+            drawn = _inverse_cdf(logits, self._temperature, point)
         return drawn if ids is None else int(ids[drawn])
 
     def close(self) -> None:
@@ -115,15 +122,11 @@ class Sampler:
             self._chain.close()
             self._chain = None
 
-    def shape(
-        self, row: NDArray[np.float32], mask: NDArray[np.bool_] | None
-    ) -> NDArray[np.float32]:
-        """Apply bias, mask and penalties to a copy of the row."""
+    def shape(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply bias and penalties to a copy of the row."""
         shaped = row.copy()
         if len(self._bias_ids):
             shaped[self._bias_ids] += self._bias
-        if mask is not None:
-            shaped[~mask] = -np.inf
         if len(self._suppressed):
             shaped[self._suppressed] = -np.inf
         if self._seen.counts:

@@ -94,6 +94,15 @@ REST_CASES: list[tuple[str, str, object, int, str | None]] = [
     ("a schema that is not one", CHAT, chat_body(response_format={
         "type": "json_schema", "json_schema": {"name": "x"}}), 400,
      "response_format.json_schema.schema"),
+    ("a grammar that is none", CHAT, chat_body(grammar="root ::= ("), 400, "grammar"),
+    ("a grammar without a root", CHAT, chat_body(grammar='a ::= "b"'), 400, "grammar"),
+    ("a grammar too large", CHAT, chat_body(grammar="#" * 70_000), 400, "gbnf"),
+    ("two formats", CHAT, chat_body(grammar='root ::= "b"', structured_outputs={"regex": "b"}),
+     400, "grammar"),
+    ("no structure", CHAT, chat_body(structured_outputs={}), 400, "structured_outputs"),
+    ("an unknown structure", CHAT, chat_body(structured_outputs={"regexp": "a"}), 400,
+     "structured_outputs.regexp"),
+    ("vLLM's older name", CHAT, chat_body(guided_regex="a"), 400, "guided_regex"),
     ("an unknown format", CHAT, chat_body(response_format={"type": "xml"}), 400,
      "response_format.type"),
     ("stream options without a stream", CHAT, chat_body(stream_options={"include_usage": True}),
@@ -305,6 +314,11 @@ GRPC_CHAT_CASES: list[tuple[str, pb.ChatInput, str]] = [
     ("a schema that is not JSON", chat_input("x", constraint=pb.Constraint(
         json_schema="{")), "json_schema"),
     ("a regex that is not one", chat_input("x", constraint=pb.Constraint(regex="(")), "regex"),
+    ("a grammar that is none", chat_input("x", constraint=pb.Constraint(gbnf="x")), "grammar"),
+    ("a temperature in a grammar", chat_input("x", constraint=pb.Constraint(
+        lark='start[temperature=0.1]: "a"')), "grammar"),
+    ("a schema in a grammar", chat_input("x", constraint=pb.Constraint(
+        lark='start: %json {"not": {}}')), "grammar"),
     ("no choices", chat_input("x", constraint=pb.Constraint(choices=pb.Choices())), "choices"),
     ("a constraint too large", chat_input("x", constraint=pb.Constraint(regex="a" * 70_000)),
      "regex"),

@@ -171,6 +171,23 @@ def test_choices_constrain_the_whole_output(stack: Stack) -> None:
     assert on_channel(stack.grpc_target, work).choices[0].text in ("maybe", "never")
 
 
+@pytest.mark.parametrize(
+    ("constraint", "texts"),
+    [
+        (pb.Constraint(gbnf='root ::= "a" ("b" | "c")'), ("ab", "ac")),
+        (pb.Constraint(lark='start: "a" %json {"enum": [1, 2]}'), ("a1", "a2")),
+    ],
+)
+def test_a_grammar_holds_the_whole_output(
+    stack: Stack, constraint: pb.Constraint, texts: tuple[str, ...]
+) -> None:
+    async def work(channel: grpc.aio.Channel) -> pb.ChatResponse:
+        given = chat_input("Well?", constraint=constraint)
+        return await inference(channel).Chat(pb.ChatRequest(input=given))
+
+    assert on_channel(stack.grpc_target, work).choices[0].text in texts
+
+
 def test_tokens_turn_back_into_their_text(stack: Stack) -> None:
     text = "Hello, 世界! 42"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+from typing import Any
 
 import pytest
 
@@ -238,6 +240,29 @@ def test_a_schema_is_honoured(stack: Stack) -> None:
     answer = _ok(_post(stack, CHAT, chat_body(response_format=wanted, max_tokens=60)))
     content = json.loads(answer.json["choices"][0]["message"]["content"])
     assert content["mood"] in ("good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("asked", "pattern"),
+    [
+        ({"grammar": 'root ::= "yes" | "n" [o-p]'}, "yes|no|np"),
+        ({"structured_outputs": {"regex": "[ab]{3}"}}, "[ab]{3}"),
+        ({"structured_outputs": {"choice": ["red", "green"]}}, "red|green"),
+        ({"structured_outputs": {"grammar": 'root ::= "x"{2,3}'}}, "xxx?"),
+        ({"structured_outputs": {"grammar": 'start: "x" /[yz]/'}}, "x[yz]"),
+        ({"structured_outputs": {"json": {"enum": [1, 22]}}}, "1|22"),
+        ({"response_format": {"type": "json_object", "schema": {"const": "c"}}}, '"c"'),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_grammar_holds_the_whole_output(
+    stack: Stack, path: str, asked: dict[str, Any], pattern: str
+) -> None:
+    body = chat_body(**asked) if path == CHAT else text_body(**asked)
+    choice = _ok(_post(stack, path, body)).json["choices"][0]
+    text = choice["message"]["content"] if path == CHAT else choice["text"]
+    assert re.fullmatch(pattern, text), text
+    assert choice["finish_reason"] == "stop"
 
 
 def test_a_schema_that_cannot_be_honoured_is_refused(stack: Stack) -> None:

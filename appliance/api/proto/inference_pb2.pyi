@@ -93,16 +93,20 @@ class OutputOptions(_message.Message):
     def __init__(self, n: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ...) -> None: ...
 
 class Constraint(_message.Message):
-    __slots__ = ("json_object", "json_schema", "regex", "choices")
+    __slots__ = ("json_object", "json_schema", "regex", "choices", "gbnf", "lark")
     JSON_OBJECT_FIELD_NUMBER: _ClassVar[int]
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
+    GBNF_FIELD_NUMBER: _ClassVar[int]
+    LARK_FIELD_NUMBER: _ClassVar[int]
     json_object: bool
     json_schema: str
     regex: str
     choices: Choices
-    def __init__(self, json_object: _Optional[bool] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., choices: _Optional[_Union[Choices, _Mapping]] = ...) -> None: ...
+    gbnf: str
+    lark: str
+    def __init__(self, json_object: _Optional[bool] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., choices: _Optional[_Union[Choices, _Mapping]] = ..., gbnf: _Optional[str] = ..., lark: _Optional[str] = ...) -> None: ...
 
 class Choices(_message.Message):
     __slots__ = ("texts",)
@@ -315,14 +319,12 @@ class Accepted(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., version: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("prompt_tokens_done", "prompt_tokens_total", "cached_tokens")
+    __slots__ = ("prompt_tokens_done", "prompt_tokens_total")
     PROMPT_TOKENS_DONE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
-    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens_done: int
     prompt_tokens_total: int
-    cached_tokens: int
-    def __init__(self, prompt_tokens_done: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, prompt_tokens_done: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("choice", "text", "token_ids", "logprobs", "tool_calls", "finish_reason")

@@ -46,13 +46,19 @@ class SamplerChain:
         assert sampler, "llama.cpp could not make a sampler"
         lib.llama_sampler_chain_add(self._chain, sampler)
 
-    def apply(self, row: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Reduce a row of logits to the (ids, logits) still in play, in llama.cpp's order."""
-        self._candidates["id"] = self._ids
-        self._candidates["logit"] = row
+    def apply(
+        self, logits: NDArray[np.float32], ids: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Reduce logits to the (ids, logits) still in play, in llama.cpp's order.
+
+        ids None: the logits are those of the whole vocabulary.
+        """
+        candidates = self._candidates[: len(logits)]
+        candidates["id"] = self._ids if ids is None else ids
+        candidates["logit"] = logits
         array = self._array
         array.data = self._data
-        array.size = len(self._candidates)
+        array.size = len(candidates)
         array.selected = -1
         array.sorted = False
         lib.llama_sampler_apply(self._chain, ctypes.byref(array))

@@ -180,7 +180,7 @@ def test_a_demanded_call_is_a_grammar_that_can_be_honoured() -> None:
         )
         constraint = demanded_call(prompt)
         assert constraint is not None
-        assert constraint.kind is ConstraintKind.LARK
+        assert constraint.kind is ConstraintKind.TOOL_CALLS
         constrain.check(constraint)
         assert ("say" in constraint.text) is (choice.name == "")
 
