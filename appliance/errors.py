@@ -185,14 +185,28 @@ class QueueFull(Overloaded):
 
 
 class DeadlineExceeded(Overloaded):
-    """The deadline passed (phase: 'queue' or 'generation')."""
+    """The deadline passed (phase: 'queue' or 'generation'), or would pass before the start.
+
+    retry_after_s: when it is worth asking again; given where a request is refused at once.
+    """
 
     code = "DEADLINE_EXCEEDED"
     sentence = "the deadline passed during {phase}"
 
-    def __init__(self, *, phase: str) -> None:
-        super().__init__(phase=phase)
+    def __init__(self, *, phase: str, retry_after_s: float | None = None) -> None:
+        fields: dict[str, FieldValue] = {"phase": phase}
+        if retry_after_s is not None:
+            fields["retry_after_s"] = retry_after_s
+        super().__init__(**fields)
         self.phase = phase
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        """Say what happened, or what would have."""
+        if self.retry_after_s is None:
+            return super().__str__()
+        wait = f"try again in {self.retry_after_s:.1f} s"
+        return f"the deadline would pass during {self.phase}; {wait}"
 
 
 class Draining(Overloaded):

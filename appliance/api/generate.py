@@ -27,9 +27,11 @@ from appliance.api.limits import (
     check_generate,
     check_request_id,
     check_text,
+    check_timeout,
     check_tokens,
     new_seed,
 )
+from appliance.api.pacing import Pacing
 from appliance.api.together import all_of
 from appliance.config import Limits
 from appliance.domain import (
@@ -103,6 +105,17 @@ class Service:
             self._audit.record(anonymous(listener), Verb.AUTHENTICATE, "*", error.code)
             raise
 
+    def deadline(self, timeout_s: float | None) -> float | None:
+        """Say when a request that arrives now and may take so long must have ended.
+
+        Raises:
+            InvalidRequest: that is longer than requests may take here.
+        """
+        if timeout_s is None:
+            return None
+        check_timeout(timeout_s, self._limits)
+        return self._clock() + timeout_s * _MS
+
     # --- generation -------------------------------------------------------------------------------
 
     async def generate(
@@ -158,8 +171,11 @@ class Service:
         for delta in opening:
             yield delta
         reading = _reading(request, prepared)
+        pacing = Pacing(self._limits.progress_ms, self._clock)
         async with aclosing(ticket.events()) as events:
             async for news in events:
+                if not pacing.passes(news):
+                    continue
                 if reading is None:
                     yield news
                 else:

@@ -268,6 +268,7 @@ def write_event(seq: int, event: Event) -> pb.StreamEvent:
         progress = pb.Progress(
             prompt_tokens_done=event.prompt_tokens_done,
             prompt_tokens_total=event.prompt_tokens_total,
+            cached_tokens=event.cached_tokens,
         )
         return pb.StreamEvent(seq=seq, progress=progress)
     if isinstance(event, Accepted):

@@ -282,5 +282,5 @@ def _facts(facts: ModelFacts | None) -> model_pb2.ModelFacts | None:
     if facts is None:
         return None
     names = {field.name for field in model_pb2.ModelFacts.DESCRIPTOR.fields}
-    given = msgspec.structs.asdict(facts)
+    given = msgspec.structs.asdict(facts) | {"memory_kind": facts.memory_kind.value}
     return model_pb2.ModelFacts(**{name: given[name] for name in names})

@@ -94,6 +94,15 @@ def check_tokens(field: str, token_ids: tuple[int, ...], limits: Limits) -> None
     _check_token_ids(field, token_ids)
 
 
+def check_timeout(timeout_s: float, limits: Limits) -> None:
+    """Check how long a request says it may take."""
+    _refuse(
+        not 0 < timeout_s <= limits.request_s,
+        "timeout",
+        f"must be above 0 s and at most {limits.request_s:g} s",
+    )
+
+
 def check_request_id(request_id: str) -> None:
     """Check an id that will stand in logs."""
     _refuse(

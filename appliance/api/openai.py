@@ -66,8 +66,10 @@ class Asked:
     stream: bool
     include_usage: bool
     ignored: tuple[str, ...]
+    include_progress: bool = False
     user: str = ""
     says_tier: bool = False
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class EmbeddingsAsked:
     base64: bool
     dimensions: int | None
     user: str
+    timeout_s: float | None
 
 
 # --- the three endpoints --------------------------------------------------------------------------
@@ -126,6 +129,8 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         ignored=tuple(sorted(ignored)),
         user=user_of(chat.user, chat.safety_identifier),
         says_tier=chat.service_tier is not None,
+        include_progress=_include_progress(chat),
+        timeout_s=chat.timeout,
     )
 
 
@@ -167,6 +172,8 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
         ignored=tuple(ignored),
         user=user_of(asked.user, asked.safety_identifier),
         says_tier=asked.service_tier is not None,
+        include_progress=_include_progress(asked),
+        timeout_s=asked.timeout,
     )
 
 
@@ -182,6 +189,7 @@ def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
         base64=asked.encoding_format == "base64",
         dimensions=asked.dimensions,
         user=user_of(asked.user, None),
+        timeout_s=asked.timeout,
     )
 
 
@@ -315,6 +323,10 @@ def _include_usage(body: SamplingBody, ignored: list[str]) -> bool:
     if body.stream_options.include_obfuscation is not None:
         ignored.append("stream_options.include_obfuscation")
     return bool(body.stream_options.include_usage)
+
+
+def _include_progress(body: SamplingBody) -> bool:
+    return body.stream_options is not None and bool(body.stream_options.include_progress)
 
 
 def _inputs(

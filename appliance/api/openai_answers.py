@@ -24,6 +24,7 @@ from appliance.domain import (
     FinishReason,
     JsonObject,
     ModelStatus,
+    Progress,
     Role,
     TokenLogprob,
     ToolCall,
@@ -83,6 +84,15 @@ def usage_object(usage: Usage) -> JsonObject:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def progress_object(progress: Progress) -> JsonObject:
+    """Write how far a prompt has come, in llama-server's words; `processed` counts cached ones."""
+    return {
+        "total": progress.prompt_tokens_total,
+        "cache": progress.cached_tokens,
+        "processed": progress.prompt_tokens_done,
     }
 
 

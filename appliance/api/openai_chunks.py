@@ -15,6 +15,7 @@ from appliance.api.openai_answers import (
     call_delta,
     chat_chunk,
     chat_logprobs,
+    progress_object,
     text_choice,
     usage_object,
 )
@@ -25,6 +26,7 @@ from appliance.domain import (
     Event,
     Final,
     JsonObject,
+    Progress,
     ToolCallMade,
     Usage,
 )
@@ -61,12 +63,15 @@ class Whole:
 class ChatChunks:
     """Write the chunks of a chat."""
 
-    def __init__(self, head: Head, choices: int, *, logprobs: bool, usage: bool) -> None:
-        """Begin. `usage`: the client asked for it, so every chunk has the member."""
+    def __init__(
+        self, head: Head, choices: int, *, logprobs: bool, usage: bool, progress: bool = False
+    ) -> None:
+        """Begin. `usage`, so that every chunk has the member, and `progress`: as asked for."""
         self._head = head
         self._begun = [False] * choices
         self._logprobs = logprobs
         self._usage = usage
+        self._progress = progress
 
     def turn(self, event: Event) -> list[JsonObject]:
         """Write the chunks of one event, in order."""
@@ -90,6 +95,9 @@ class ChatChunks:
             )
         elif isinstance(event, Accepted):
             self._head = self._head.accepted(event)
+        elif isinstance(event, Progress) and self._progress:
+            chunk = self._head.object("chat.completion.chunk", [])
+            chunks.append({**chunk, "prompt_progress": progress_object(event)})
         elif isinstance(event, Final) and self._usage:
             chunk = self._head.object("chat.completion.chunk", [])
             return [{**chunk, "usage": usage_object(event.usage)}]
@@ -108,12 +116,15 @@ class ChatChunks:
 class TextChunks:
     """Write the chunks of a completion; one request per prompt, whose choices follow each other."""
 
-    def __init__(self, head: Head, choices: int, *, logprobs: bool, usage: bool) -> None:
-        """Begin. `choices` per prompt; `usage`: the client asked for it."""
+    def __init__(
+        self, head: Head, choices: int, *, logprobs: bool, usage: bool, progress: bool = False
+    ) -> None:
+        """Begin. `choices` per prompt; `usage` and `progress`: the client asked for it."""
         self._head = head
         self._choices = choices
         self._logprobs: dict[int, TextLogprobs] | None = {} if logprobs else None
         self._usage = usage
+        self._progress = progress
         self._spent = Usage(prompt_tokens=0, completion_tokens=0)
 
     def turn(self, prompt: int, event: Event) -> list[JsonObject]:
@@ -135,6 +146,10 @@ class TextChunks:
             self._head = self._head.accepted(event)
         elif isinstance(event, Final):
             self._spent = add_usage(self._spent, event.usage)
+        elif isinstance(event, Progress) and self._progress:
+            chunk = self._head.object("text_completion", [])
+            chunk["prompt_progress"] = {"prompt": prompt, **progress_object(event)}
+            return [{**chunk, "usage": None} if self._usage else chunk]
         return []
 
     def last(self) -> list[JsonObject]:

@@ -4,7 +4,8 @@ What this room does: one struct per JSON object of a request; the names that are
 no effect here (the answer names them in a header); the names that are refused with advice.
 What it knows: OpenAI's API reference of chat, completions and embeddings, and the parameters this
 appliance adds to it (top_k, min_p, typical_p, repeat_penalty, penalty_last_n, stop_token_ids,
-ignore_eos; priority, cache_salt; llama-server's grammar and vLLM's structured_outputs).
+ignore_eos; priority, cache_salt, timeout; stream_options.include_progress; llama-server's grammar
+and vLLM's structured_outputs).
 What it never does: turn a body into the domain (`openai`), or hold a value of a client.
 """
 
@@ -163,20 +164,25 @@ class StructuredOutputs(Shape):
 
 
 class StreamOptions(Shape):
-    """Whether a last chunk has the usage. Obfuscation pads OpenAI's own streams; none is needed."""
+    """Whether a last chunk has the usage, and whether chunks tell how far a long prompt has come.
+
+    Obfuscation pads OpenAI's own streams; none is needed.
+    """
 
     include_usage: bool | None = None
+    include_progress: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class CallerBody(Shape, kw_only=True):
-    """Who asks, and how urgently: on every generating endpoint."""
+    """Who asks, how urgently, and how long it may take in s: on every generating endpoint."""
 
     user: str | None = None
     safety_identifier: str | None = None
     priority: str | None = None
     service_tier: str | None = None
     cache_salt: str | None = None
+    timeout: float | None = None
 
 
 class SamplingBody(CallerBody, kw_only=True):
@@ -237,6 +243,7 @@ class EmbeddingBody(Shape):
     encoding_format: str | None = None
     dimensions: int | None = None
     user: str | None = None
+    timeout: float | None = None
 
 
 def field_names(shape: type[Shape]) -> frozenset[str]:

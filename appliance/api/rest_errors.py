@@ -74,12 +74,13 @@ def body_of(error: ApplianceError) -> JsonObject:
 
 
 def headers_of(error: ApplianceError) -> dict[str, str]:
-    """Tell clients whether and when to try again."""
+    """Tell clients whether and when to try again; one that names a time is worth trying."""
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     retry_after_s = error.fields.get("retry_after_s")
     if isinstance(retry_after_s, (int, float)):
+        headers["x-should-retry"] = "true"
         headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     return headers
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from appliance.api.generate import Service
 from appliance.api.openai import Asked, read_chat, read_completion, read_embeddings
@@ -80,7 +81,13 @@ class Handlers:
             head = whole.head(head)
             answer = chat_completion(head, whole.parts, whole.usage, logprobs=logprobs)
             return json_response(answer, headers=_ignored(asked.ignored))
-        chunks = ChatChunks(head, output.n, logprobs=logprobs, usage=asked.include_usage)
+        chunks = ChatChunks(
+            head,
+            output.n,
+            logprobs=logprobs,
+            usage=asked.include_usage,
+            progress=asked.include_progress,
+        )
         return await self._stream(request, client, asked, lambda _, event: chunks.turn(event), list)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -100,7 +107,13 @@ class Handlers:
             parts = [part for whole in wholes for part in whole.parts]
             answer = text_completion(head, parts, usage, logprobs=logprobs)
             return json_response(answer, headers=_ignored(asked.ignored))
-        chunks = TextChunks(head, output.n, logprobs=logprobs, usage=asked.include_usage)
+        chunks = TextChunks(
+            head,
+            output.n,
+            logprobs=logprobs,
+            usage=asked.include_usage,
+            progress=asked.include_progress,
+        )
         return await self._stream(request, client, asked, chunks.turn, chunks.last)
 
     async def _collect(self, client: Client, asked: Asked) -> list[Whole]:
@@ -109,7 +122,7 @@ class Handlers:
         async def take(index: int, event: Event) -> None:
             wholes[index].take(event)
 
-        await self._run(client, asked.requests, take)
+        await self._run(client, asked, take)
         return wholes
 
     async def _stream(
@@ -127,12 +140,14 @@ class Handlers:
         )
 
         async def take(index: int, event: Event) -> None:
-            if isinstance(event, Progress):
-                await stream.open()
+            if isinstance(event, Progress) and not asked.include_progress:
+                done, total = event.prompt_tokens_done, event.prompt_tokens_total
+                if done < total:
+                    await stream.remark(f"progress {done}/{total}")
             await stream.send(turn(index, event))
 
         try:
-            await self._run(client, asked.requests, take)
+            await self._run(client, asked, take)
             await stream.send(last())
             await stream.end()
         except ClientTooSlow:
@@ -148,8 +163,10 @@ class Handlers:
             raise
         return stream.response
 
-    async def _run(self, client: Client, requests: tuple[GenerateRequest, ...], take: Sink) -> None:
+    async def _run(self, client: Client, asked: Asked, take: Sink) -> None:
         """Feed `take` with every request's events; the first error ends all of them."""
+        deadline_ms = self._service.deadline(asked.timeout_s)
+        requests = [replace(one, deadline_ms=deadline_ms) for one in asked.requests]
         await all_of(
             self._feed(client, index, request, take) for index, request in enumerate(requests)
         )
@@ -165,7 +182,8 @@ class Handlers:
         """POST /v1/embeddings."""
         asked = read_embeddings(await self._body(request), request[REQUEST_ID])
         client = self._client(request, asked.user)
-        result = await self._service.embed(client, asked.request)
+        deadline_ms = self._service.deadline(asked.timeout_s)
+        result = await self._service.embed(client, replace(asked.request, deadline_ms=deadline_ms))
         if asked.dimensions is not None and asked.dimensions != result.size:
             reason = f"must be {result.size}, the model's own, if it is given"
             raise InvalidRequest(field="dimensions", reason=reason)

@@ -69,10 +69,9 @@ class EventStream:
         """Tell whether the headers have gone out."""
         return self._response.prepared
 
-    async def open(self) -> None:
-        """Send the headers, if they have not gone out."""
-        if not self.opened:
-            await self._bounded(self._open())
+    async def remark(self, text: str) -> None:
+        """Send a comment, which clients skip. Raises as `send`."""
+        await self._bounded(self._write(f": {text}\n\n".encode()))
 
     async def send(self, objects: list[JsonObject]) -> None:
         """Send one event per object.

@@ -77,6 +77,7 @@ class ServedFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     kv_bytes_per_token: int
     sequences_max: int
+    memory_kind: str
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -325,6 +326,7 @@ def _events(message: pb.StreamEvent) -> Iterator[domain.Event]:
         yield domain.Progress(
             prompt_tokens_done=message.progress.prompt_tokens_done,
             prompt_tokens_total=message.progress.prompt_tokens_total,
+            cached_tokens=message.progress.cached_tokens,
         )
     elif kind == "delta":
         yield from _deltas(message.delta)

@@ -307,6 +307,14 @@ class Limits(Section):
     request_s: Annotated[
         float, Meta(gt=0, le=_DAY_S, description="Longest life of a request, queue included, in s.")
     ] = 3600.0
+    progress_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="Least time between two tellings of how far a long prompt has come, in ms.",
+        ),
+    ] = 250.0
     text_process_timeout_s: Annotated[
         float,
         Meta(

@@ -53,10 +53,14 @@ class Accepted(Value, tag="accepted"):
 
 
 class Progress(Value, tag="progress"):
-    """How far a long prompt has come, in tokens; sent at most once a step."""
+    """How far a long prompt has come, in tokens; sent at most once a step.
+
+    cached_tokens: of those done, taken from a prompt computed before.
+    """
 
     prompt_tokens_done: int
     prompt_tokens_total: int
+    cached_tokens: int = 0
 
 
 class Delta(Value, tag="delta"):

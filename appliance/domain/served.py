@@ -91,6 +91,13 @@ class VersionState(enum.Enum):
     FAILED = "failed"
 
 
+class MemoryKind(enum.Enum):
+    """What may be done to the sequences that a model remembers."""
+
+    CUTTABLE = "cuttable"  # attention: any prefix may be kept, and in a unified cache shared
+    WHOLE = "whole"  # a sliding window, a state, or both: only whole sequences
+
+
 class ModelFacts(Value):
     """What the engine read from a loaded file. Token counts and bytes; ids are -1 where absent."""
 
@@ -109,6 +116,7 @@ class ModelFacts(Value):
     has_chat_template: bool
     kv_bytes_per_token: int
     sequences_max: int
+    memory_kind: MemoryKind
 
 
 class ModelStatus(Value):

@@ -212,6 +212,7 @@ def _facts(
         has_chat_template=model.has_chat_template,
         kv_bytes_per_token=kv_bytes_per_token,
         sequences_max=context.sequences_max,
+        memory_kind=context.memory_kind,
     )
 
 

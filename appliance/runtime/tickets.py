@@ -174,6 +174,7 @@ class Ticket:
         self._admitted_ms = now_ms
         self._started_ms: float | None = None
         self._first_token_ms: float | None = None
+        self._cached_tokens = 0
         self._choices = [_Choice() for _ in range(job.n)]
         self._ended = False
 
@@ -246,7 +247,15 @@ class Ticket:
 
     def progress(self, news: wire.PrefillNews) -> None:
         """Pass on how far the prompt has come."""
-        self._put(Progress(prompt_tokens_done=news.done, prompt_tokens_total=news.total))
+        if not self.tokens_sent:  # a replay finds more: what it had computed itself
+            self._cached_tokens = news.cached
+        self._put(
+            Progress(
+                prompt_tokens_done=news.done,
+                prompt_tokens_total=news.total,
+                cached_tokens=news.cached,
+            )
+        )
 
     def advance(self, news: wire.News) -> None:
         """Take in one step's news of one choice; the last one ends the ticket."""
@@ -292,7 +301,11 @@ class Ticket:
         started_ms = self._started_ms if self._started_ms is not None else now_ms
         first_ms = self._first_token_ms if self._first_token_ms is not None else now_ms
         return Final(
-            usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.tokens_sent),
+            usage=Usage(
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=self.tokens_sent,
+                cached_tokens=self._cached_tokens,
+            ),
             timings=Timings(
                 queue_ms=started_ms - self._admitted_ms,
                 first_token_ms=first_ms - self._admitted_ms,

@@ -36,7 +36,8 @@ class Answer:
     @property
     def events(self) -> list[Any]:
         """The events of a stream that must end with [DONE]."""
-        lines = [line for line in self.body.decode().split("\n\n") if line]
+        blocks = self.body.decode().split("\n\n")
+        lines = [block for block in blocks if block and not block.startswith(":")]
         assert lines[-1] == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 

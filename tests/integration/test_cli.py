@@ -49,6 +49,7 @@ def test_status_tells_models_states_load_and_workers(daemon: RunningDaemon, run:
     assert model["version"] == "2"
     assert model["worker_pid"] in {child.pid for child in daemon.children()}
     assert model["kv_cells_used"] == 0 < model["facts"]["context_tokens"]
+    assert model["facts"]["memory_kind"] == "cuttable"
 
 
 def test_status_shows_a_person_one_row_for_each_model(run: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.domain import StopOptions
+from appliance.domain import MemoryKind, StopOptions
 from appliance.runtime import wire
 from tests.integration.worker_process import Worker, start, tiny
 from tools.gguf_writer import SHAPES, byte_vocabulary
@@ -29,6 +29,7 @@ def test_facts_are_what_the_file_says(tiny: Path, start: Callable[..., Worker]) 
     assert (facts.architecture, facts.pooling) == ("llama", "none")
     assert facts.vocabulary_size == byte_vocabulary().size
     assert (facts.context_tokens, facts.sequences_max) == (512, 16)
+    assert facts.memory_kind is MemoryKind.CUTTABLE
     shape = SHAPES["tiny"]
     cell_bytes = shape.layers * shape.kv_heads * shape.head_width * 2 * 2
     assert cell_bytes <= facts.kv_bytes_per_token <= cell_bytes + 64

@@ -10,7 +10,13 @@ import pytest
 from appliance import errors
 from appliance.errors import ApplianceError, FieldValue, concrete_classes, from_wire
 
-_EXAMPLES: dict[str, FieldValue] = {"str": "word", "int": 3, "float": 1.5, "bool": True}
+_EXAMPLES: dict[str, FieldValue] = {
+    "str": "word",
+    "int": 3,
+    "float": 1.5,
+    "float | None": None,
+    "bool": True,
+}
 
 
 def example(cls: type[ApplianceError]) -> ApplianceError:

@@ -1,4 +1,4 @@
-"""Write random-weight GGUF models of any llama shape, for tests and benchmarks.
+"""Write random-weight GGUF models, of any llama shape and some others, for tests and benchmarks.
 
 What this room does: shapes, tokenizers and random tensor data become one GGUF file that llama.cpp
 loads and decodes; random LoRA adapters for such a file, or any other, likewise. The same arguments
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from tools.gguf_writer.adapter import Lora, write_lora
 from tools.gguf_writer.blocks import Quantisation
+from tools.gguf_writer.others import WINDOW_TOKENS, Architecture, write_other
 from tools.gguf_writer.shapes import SHAPES, Shape
 from tools.gguf_writer.vocabulary import Vocabulary, byte_vocabulary, read_vocabulary
 from tools.gguf_writer.writer import EDITION, write_llama
@@ -18,6 +19,8 @@ from tools.gguf_writer.writer import EDITION, write_llama
 __all__ = [
     "EDITION",
     "SHAPES",
+    "WINDOW_TOKENS",
+    "Architecture",
     "Lora",
     "Quantisation",
     "Shape",
@@ -26,4 +29,5 @@ __all__ = [
     "read_vocabulary",
     "write_llama",
     "write_lora",
+    "write_other",
 ]

@@ -150,6 +150,11 @@ def _add_metadata(
     writer.add_rope_dimension_count(shape.head_width)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(1e-5)
+    add_vocabulary(writer, vocabulary)
+
+
+def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
+    """Add a tokenizer's fields without its chat template."""
     writer.add_vocab_size(vocabulary.size)
     for field in vocabulary.fields:
         writer.add_key_value(field.key, field.value, field.value_type, field.item_type)

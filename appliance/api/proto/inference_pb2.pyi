@@ -319,12 +319,14 @@ class Accepted(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., version: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("prompt_tokens_done", "prompt_tokens_total")
+    __slots__ = ("prompt_tokens_done", "prompt_tokens_total", "cached_tokens")
     PROMPT_TOKENS_DONE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens_done: int
     prompt_tokens_total: int
-    def __init__(self, prompt_tokens_done: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ...) -> None: ...
+    cached_tokens: int
+    def __init__(self, prompt_tokens_done: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("choice", "text", "token_ids", "logprobs", "tool_calls", "finish_reason")

@@ -36,7 +36,7 @@ ROLE_STANDBY: Role
 ROLE_CANDIDATE: Role
 
 class ModelFacts(_message.Message):
-    __slots__ = ("architecture", "description", "parameters_count", "size_bytes", "context_tokens", "context_train_tokens", "embedding_size", "vocabulary_size", "pooling", "has_chat_template", "kv_bytes_per_token", "sequences_max")
+    __slots__ = ("architecture", "description", "parameters_count", "size_bytes", "context_tokens", "context_train_tokens", "embedding_size", "vocabulary_size", "pooling", "has_chat_template", "kv_bytes_per_token", "sequences_max", "memory_kind")
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,7 @@ class ModelFacts(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_MAX_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_KIND_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     description: str
     parameters_count: int
@@ -61,7 +62,8 @@ class ModelFacts(_message.Message):
     has_chat_template: bool
     kv_bytes_per_token: int
     sequences_max: int
-    def __init__(self, architecture: _Optional[str] = ..., description: _Optional[str] = ..., parameters_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., context_tokens: _Optional[int] = ..., context_train_tokens: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., pooling: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., kv_bytes_per_token: _Optional[int] = ..., sequences_max: _Optional[int] = ...) -> None: ...
+    memory_kind: str
+    def __init__(self, architecture: _Optional[str] = ..., description: _Optional[str] = ..., parameters_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., context_tokens: _Optional[int] = ..., context_train_tokens: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., pooling: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., kv_bytes_per_token: _Optional[int] = ..., sequences_max: _Optional[int] = ..., memory_kind: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "version", "digest", "origin", "role", "state", "loading_ratio", "reason", "facts", "running_count", "waiting_count", "worker_pid", "worker_restarts", "kv_cells_used", "kv_cells_total")

@@ -1,7 +1,7 @@
 """Hold one context of llama.cpp: fill its batch, decode, read what came, move sequences.
 
 What this room does: wraps the calls of llama-cpp-python's low-level binding that a step needs, with
-numpy views in place of a ctypes call per token.
+numpy views in place of a ctypes call per token; finds what this memory lets us do to sequences.
 What it knows: llama.h at llama-cpp-python 0.3.36. A context that can't be made comes back as None;
 it belongs to one thread.
 What it never does: check what a client sent (that happened before), schedule, or log.
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
+
+from appliance.domain import MemoryKind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +60,7 @@ class ContextOptions:
     cache_type_k: int = lib.GGML_TYPE_F16
     cache_type_v: int = lib.GGML_TYPE_F16
     flash_attention: str = "auto"
+    kv_unified: bool = True
 
 
 class Adapter:
@@ -75,7 +78,11 @@ class Adapter:
 
 
 class Context:
-    """One context with a unified KV cache and a batch filled through numpy. One thread uses it."""
+    """One context with its memory and a batch filled through numpy. One thread uses it.
+
+    `kv_unified`: all sequences share `cells` and may share single cells; else each sequence has
+    `sequence_tokens_max` cells of its own. `memory_kind` is WHOLE until `probe_memory` found more.
+    """
 
     def __init__(self, model: Model, options: ContextOptions) -> None:
         """Ask for the options and read back what came; `pointer` is None on failure."""
@@ -87,7 +94,10 @@ class Context:
         params.n_seq_max = options.sequences_max
         params.n_threads = options.threads_decode
         params.n_threads_batch = options.threads_prefill
-        params.kv_unified = True
+        params.kv_unified = options.kv_unified
+        # Layers with a sliding window get as many cells as the others: in a smaller cache, cells
+        # that several sequences share are never free again, and no ledger could count them.
+        params.swa_full = True
         params.type_k = options.cache_type_k
         params.type_v = options.cache_type_v
         params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
@@ -97,6 +107,8 @@ class Context:
             # A row of logits per sequence at most, where the default reserves one per batch token.
             params.n_outputs_max = options.sequences_max
         self._model = model
+        self.kv_unified = options.kv_unified
+        self.memory_kind = MemoryKind.WHOLE
         self.pointer = lib.llama_init_from_model(model.pointer, params)
         if not self.pointer:
             return
@@ -190,6 +202,71 @@ class Context:
         """Let the target share every cell of the source; moves no data in a unified cache."""
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
+    def copy_prefix(self, source: int, target: int, tokens: int) -> None:
+        """Let the target share the first tokens of the source, beyond those it already holds.
+
+        Moves no data. Only in a unified cache that can be cut: in a partitioned one llama.cpp
+        aborts the process (llama-kv-cache.cpp: seq_cp). The target must hold nothing else.
+        """
+        assert self.memory_kind is MemoryKind.CUTTABLE
+        assert self.kv_unified
+        held = self.position_max(target) + 1  # a cell given twice would be counted twice
+        if held < tokens:
+            lib.llama_memory_seq_cp(self._memory, source, target, held, tokens)
+
+    def cut(self, seq_id: int, tokens: int) -> bool:
+        """Keep only the first tokens of a sequence; False: this memory can't, nothing changed."""
+        if tokens <= 0:
+            self.remove(seq_id)
+            return True
+        if self.memory_kind is MemoryKind.CUTTABLE:
+            return bool(lib.llama_memory_seq_rm(self._memory, seq_id, tokens, -1))
+        # Never asked of llama.cpp: with a sliding window it says yes, and has lost the window.
+        return self.position_max(seq_id) < tokens
+
+    def save_state(self, seq_id: int) -> NDArray[np.uint8]:
+        """Copy all that the memory holds of one sequence, (bytes,) uint8; blocks for the copy."""
+        data = np.empty(self.state_bytes(seq_id), np.uint8)
+        written = lib.llama_state_seq_get_data_ext(
+            self.pointer, _pointer(data, ctypes.c_uint8), data.size, seq_id, 0
+        )
+        assert written == data.size, f"a state of {data.size} bytes came as {written}"
+        return data
+
+    def restore_state(self, seq_id: int, data: NDArray[np.uint8]) -> int:
+        """Give a sequence what `save_state` returned: of the same model, cache types and layout.
+
+        What the sequence held before is lost. Returns the bytes read: all, or 0 where there are too
+        few cells or the data is of another kind; then the sequence is empty.
+        """
+        assert 0 <= seq_id < self.sequences_max
+        assert data.dtype == np.uint8
+        read = int(
+            lib.llama_state_seq_set_data_ext(
+                self.pointer, _pointer(data, ctypes.c_uint8), data.size, seq_id, 0
+            )
+        )
+        if read == data.size:
+            return read
+        self.remove(seq_id)
+        return 0
+
+    def probe_memory(self) -> None:
+        """Find what may be done to sequences: from the model, and by trying; clears the memory.
+
+        As llama-server does (common.cpp: common_context_can_seq_rm). What an architecture says of
+        itself alone would let a new one pass, and a sliding window alone passes the trial.
+        """
+        if not self._memory or self._model.has_whole_memory:
+            return
+        self.clear()
+        self.want_rows(0, self.put(0, [0, 0], 0, 0))
+        if self.decode(2) is DecodeCode.OK:
+            cut = lib.llama_memory_seq_rm(self._memory, 0, 1, -1)
+            if cut and self.position_max(0) == 0:
+                self.memory_kind = MemoryKind.CUTTABLE
+        self.clear()
+
     def clear(self) -> None:
         """Free all cells."""
         if self._memory:
@@ -203,7 +280,7 @@ class Context:
 
     def state_bytes(self, seq_id: int) -> int:
         """Measure the state of one sequence, with a header of a fixed size."""
-        return int(lib.llama_state_seq_get_size(self.pointer, seq_id))
+        return int(lib.llama_state_seq_get_size_ext(self.pointer, seq_id, 0))
 
 
 class _Batch:

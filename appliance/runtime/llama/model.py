@@ -117,6 +117,15 @@ class Model:
         """Say whether it has an encoder beside a decoder, which this engine does not drive."""
         return bool(lib.llama_model_has_encoder(self.pointer))
 
+    @property
+    def has_whole_memory(self) -> bool:
+        """Say whether it remembers a window or a state, which can't be cut at a token."""
+        return bool(
+            lib.llama_model_n_swa(self.pointer) > 0
+            or lib.llama_model_is_recurrent(self.pointer)
+            or lib.llama_model_is_hybrid(self.pointer)
+        )
+
     def open_context(self, options: ContextOptions) -> Context:
         """Make the one context of this process, and stop listening to llama.cpp's log.
 
@@ -127,6 +136,8 @@ class Model:
         if not context.pointer:
             raise EngineFault(self._log_reason("llama.cpp can't make a context for it"))
         self._log = None
+        if not options.embedding:
+            context.probe_memory()
         return context
 
     def load_adapter(self, path: Path) -> Adapter:

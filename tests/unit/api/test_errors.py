@@ -10,12 +10,14 @@ from appliance.api.grpc_errors import GRPC_STATUS, internal_status, status_of
 from appliance.api.rest_errors import HTTP_STATUS, body_of, bug_body, headers_of
 from appliance.errors import (
     ApplianceError,
+    DeadlineExceeded,
     FieldValue,
     InvalidRequest,
     ModelNotServed,
     QueueFull,
     WorkerLost,
     concrete_classes,
+    from_wire,
 )
 
 FIELDS: dict[str, FieldValue] = {
@@ -71,15 +73,32 @@ def test_every_error_becomes_a_status_and_a_body(cls: type[ApplianceError]) -> N
     assert set(info.metadata) == set(error.fields)
     assert status.message == body_of(error)["error"]["message"] == error.message
     assert status.code == GRPC_STATUS[cls].value[0]
-    assert headers_of(error)["x-should-retry"] == str(cls.retryable).lower()
+    worth_it = cls.retryable or "retry_after_s" in error.fields
+    assert headers_of(error)["x-should-retry"] == str(worth_it).lower()
 
 
-def test_a_retry_is_timed_in_both_words() -> None:
-    error = QueueFull(bound="queue_requests", limit=4, retry_after_s=1.5)
+@pytest.mark.parametrize(
+    "error",
+    [
+        QueueFull(bound="queue_requests", limit=4, retry_after_s=1.5),
+        DeadlineExceeded(phase="queue", retry_after_s=1.5),
+    ],
+)
+def test_a_retry_is_timed_in_both_words(error: ApplianceError) -> None:
     retry = error_details_pb2.RetryInfo()
     assert _details(error).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1500
     assert headers_of(error)["Retry-After"] == "2"
+    assert headers_of(error)["x-should-retry"] == "true"
+    assert error.message.endswith("; try again in 1.5 s")
+    assert from_wire(error.code, error.fields).message == error.message
+
+
+def test_a_deadline_that_has_passed_names_no_time_to_come_back() -> None:
+    error = DeadlineExceeded(phase="generation")
+    assert len(_details(error).details) == 1
+    assert headers_of(error) == {"x-should-retry": "false"}
+    assert error.message == "the deadline passed during generation"
 
 
 def test_a_wrong_field_is_named_in_both_words() -> None:

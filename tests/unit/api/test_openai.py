@@ -315,3 +315,13 @@ def test_a_user_may_be_named_by_either_word() -> None:
     assert _chat(user="a", safety_identifier="a").user == "a"
     assert _chat().user == ""
     assert _chat(cache_salt="s").requests[0].cache_salt == "s"
+
+
+def test_a_time_limit_is_read_and_progress_asked_for_only_in_a_stream() -> None:
+    assert (_chat(timeout=2).timeout_s, _completion(timeout=0.5).timeout_s) == (2.0, 0.5)
+    assert _chat(timeout=None).timeout_s is None
+    body = {"model": "m", "input": "x", "timeout": 3}
+    assert read_embeddings(json.dumps(body).encode(), ID).timeout_s == 3.0
+    assert _chat(stream=True, stream_options={"include_progress": True}).include_progress
+    assert not _chat(stream=True, stream_options={}).include_progress
+    assert _refused(stream_options={"include_progress": True}).field == "stream_options"

@@ -123,3 +123,14 @@ def test_the_tier_that_served_it_is_said_only_to_who_names_one() -> None:
     ):
         accepted = head.accepted(msgspec.structs.replace(ACCEPTED, priority=priority))
         assert accepted.object("x", [])["service_tier"] == tier
+
+
+def test_progress_is_a_chunk_only_for_who_asks_for_it() -> None:
+    progress = Progress(prompt_tokens_done=7, prompt_tokens_total=9, cached_tokens=5)
+    shown = {"total": 9, "cache": 5, "processed": 7}
+    assert ChatChunks(HEAD, 1, logprobs=False, usage=True).turn(progress) == []
+    assert TextChunks(HEAD, 1, logprobs=False, usage=True).turn(0, progress) == []
+    chat = ChatChunks(HEAD, 1, logprobs=False, usage=True, progress=True).turn(progress)
+    assert [(c["choices"], c["prompt_progress"], c["usage"]) for c in chat] == [([], shown, None)]
+    text = TextChunks(HEAD, 1, logprobs=False, usage=False, progress=True).turn(1, progress)
+    assert [(c["choices"], c["prompt_progress"]) for c in text] == [([], {"prompt": 1, **shown})]

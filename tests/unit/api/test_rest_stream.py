@@ -28,6 +28,9 @@ class _BrokenService:
     def identify(self, listener: ClientKind, _authorization: str, _user: str) -> Client:
         return Client(id="loopback", kind=listener)
 
+    def deadline(self, _timeout_s: float | None) -> float | None:
+        return None
+
     async def generate(
         self, _client: Client, request: GenerateRequest
     ) -> AsyncGenerator[Event, None]:

@@ -61,16 +61,18 @@ def test_a_slow_reader_gets_fewer_larger_deltas_and_one_final() -> None:
     ticket = owner.ticket()
     ticket.start()
     ticket.progress(wire.PrefillNews(ticket=9, done=1, total=3))
-    ticket.progress(wire.PrefillNews(ticket=9, done=3, total=3))
+    ticket.progress(wire.PrefillNews(ticket=9, done=3, total=3, cached=2))
     ticket.advance(_news("a", 7))
     ticket.advance(_news("b", 8))
     ticket.advance(_news("", finish=FinishReason.STOP))
     progress, delta, end, final = _read(ticket)
-    assert progress == Progress(prompt_tokens_done=3, prompt_tokens_total=3)
+    assert progress == Progress(prompt_tokens_done=3, prompt_tokens_total=3, cached_tokens=2)
     assert delta == Delta(choice=0, text="ab", token_ids=(7, 8))
     assert end == ChoiceEnd(choice=0, finish_reason=FinishReason.STOP)
     assert isinstance(final, Final)
     assert final.usage.completion_tokens == 2
+    assert final.usage.cached_tokens == 2
+    ticket.progress(wire.PrefillNews(ticket=9, done=3, total=3, cached=3))  # of a replay
     assert (final.timings.queue_ms, final.timings.first_token_ms) == (10.0, 20.0)
     assert owner.forgotten == [(9, False)]
 

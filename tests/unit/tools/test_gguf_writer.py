@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from tools.gguf_writer import (
     SHAPES,
+    Architecture,
     Lora,
     Quantisation,
     Shape,
@@ -24,6 +25,7 @@ from tools.gguf_writer import (
     read_vocabulary,
     write_llama,
     write_lora,
+    write_other,
 )
 from tools.gguf_writer.__main__ import main
 
@@ -56,6 +58,23 @@ def test_llama_cpp_decodes_every_type_with_sane_logits(
     assert said["finite"]
     assert said["deviation"] == pytest.approx(3.0, rel=0.3)
     assert len(set(said["ids"])) >= 8, "greedy output collapsed"
+
+
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_llama_cpp_decodes_other_architectures_with_sane_logits(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    written = []
+    for name in ("one.gguf", "two.gguf"):
+        size = write_other(tmp_path / name, architecture, byte_vocabulary(), seed=1)
+        written.append((tmp_path / name).read_bytes())
+        assert len(written[-1]) == size < 400_000
+    assert written[0] == written[1]
+    said = greedy(tmp_path / "one.gguf")
+    assert said["finite"]
+    assert said["deviation"] == pytest.approx(3.0, rel=0.3)
+    assert len(set(said["ids"])) >= 8, "greedy output collapsed"
+    assert said["template"]
 
 
 @pytest.mark.parametrize("quantisation", list(Quantisation))

@@ -1,0 +1,96 @@
+"""What a client is told while it waits: how far its prompt has come, and when to come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import grpc.aio
+import openai
+import pytest
+
+from appliance.api.proto import inference_pb2 as pb
+from appliance.config import Engine, Limits
+from tests.integration.grpc_calls import inference, on_channel, text_input
+from tests.integration.rest_calls import call, chat_body, text_body
+from tests.integration.stack import Stack
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+PROMPT = "one two three four five " * 40
+STEP_TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Run an appliance that takes a long prompt in small steps, and tells of each."""
+    running = Stack(
+        tmp_path_factory.mktemp("slow"),
+        engine=Engine(context_tokens=1024, sequences_max=16, batch_tokens=STEP_TOKENS, threads=1),
+        limits=Limits(progress_ms=0),
+    )
+    running.start()
+    yield running
+    running.stop()
+
+
+def test_comments_tell_how_far_a_prompt_has_come_and_clients_skip_them(slow: Stack) -> None:
+    body = text_body(PROMPT, max_tokens=4, stream=True)
+    answer = call(slow.rest_address, "POST", TEXT, body)
+    remarks = [block for block in answer.body.decode().split("\n\n") if block.startswith(":")]
+    done = [int(remark.removeprefix(": progress ").split("/")[0]) for remark in remarks]
+    total = int(remarks[0].split("/")[1])
+    assert len(done) >= 2
+    assert done == sorted(set(done))
+    assert done[-1] < total
+    assert "".join(event["choices"][0]["text"] for event in answer.events)
+    with openai.OpenAI(base_url=f"{slow.rest_url}/v1", api_key="none") as client:
+        chunks = client.completions.create(
+            model="demo", prompt=PROMPT, max_tokens=4, temperature=0, stream=True
+        )
+        text = "".join(chunk.choices[0].text for chunk in chunks)
+    assert text == "".join(event["choices"][0]["text"] for event in answer.events)
+
+
+def test_chunks_tell_it_in_llama_servers_words_to_who_asks(slow: Stack) -> None:
+    options = {"include_progress": True, "include_usage": True}
+    body = chat_body(PROMPT, max_tokens=4, stream=True, stream_options=options)
+    answer = call(slow.rest_address, "POST", CHAT, body)
+    assert b"\n\n:" not in answer.body
+    told = [event for event in answer.events if "prompt_progress" in event]
+    usage = answer.events[-1]["usage"]
+    assert len(told) >= 2
+    for event in told:
+        assert event["choices"] == []
+        assert event["prompt_progress"]["total"] == usage["prompt_tokens"]
+    assert told[-1]["prompt_progress"]["processed"] == usage["prompt_tokens"]
+    cached = {event["prompt_progress"]["cache"] for event in told}
+    assert cached == {usage["prompt_tokens_details"]["cached_tokens"]}
+
+
+def test_progress_over_grpc_counts_cached_tokens_as_the_usage_does(slow: Stack) -> None:
+    async def work(channel: grpc.aio.Channel) -> list[pb.StreamEvent]:
+        call = inference(channel).GenerateStream(pb.GenerateStreamRequest(input=text_input(PROMPT)))
+        return [response.event async for response in call]
+
+    events = on_channel(slow.grpc_target, work)
+    told = [event.progress for event in events if event.HasField("progress")]
+    assert len(told) >= 2
+    assert {progress.cached_tokens for progress in told} == {events[-1].final.usage.cached_tokens}
+    assert told[-1].prompt_tokens_done == events[-1].final.usage.prompt_tokens
+
+
+def test_a_time_limit_ends_a_request_and_is_bounded(stack: Stack) -> None:
+    body = chat_body(max_tokens=900, ignore_eos=True, timeout=0.1)
+    answer = call(stack.rest_address, "POST", CHAT, body)
+    assert (answer.status, answer.error["code"]) == (504, "DEADLINE_EXCEEDED")
+    stack.wait_idle()
+    assert call(stack.rest_address, "POST", CHAT, chat_body(timeout=60)).status == 200
+    for timeout in (0, -1, 3600.5):
+        for path, given in (
+            (CHAT, chat_body(timeout=timeout)),
+            (TEXT, text_body(timeout=timeout)),
+            ("/v1/embeddings", {"model": "demo", "input": "x", "timeout": timeout}),
+        ):
+            answer = call(stack.rest_address, "POST", path, given)
+            assert (answer.status, answer.error["param"]) == (400, "timeout")
+            assert "at most 3600 s" in answer.error["message"]
