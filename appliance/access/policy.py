@@ -28,6 +28,7 @@ class Verb(enum.Enum):
 
     GENERATE = "generate"  # model
     EMBED = "embed"  # model
+    RERANK = "rerank"  # model
     TOKENIZE = "tokenize"  # model
     DETOKENIZE = "detokenize"  # model
     PRIORITISE = "prioritise"  # class of a request
@@ -50,7 +51,15 @@ class AccessRole(enum.Enum):
 
 
 INFERENCE_VERBS = frozenset(
-    {Verb.GENERATE, Verb.PRIORITISE, Verb.EMBED, Verb.TOKENIZE, Verb.DETOKENIZE, Verb.CANCEL},
+    {
+        Verb.GENERATE,
+        Verb.PRIORITISE,
+        Verb.EMBED,
+        Verb.RERANK,
+        Verb.TOKENIZE,
+        Verb.DETOKENIZE,
+        Verb.CANCEL,
+    },
 )
 ALLOWED: dict[AccessRole, frozenset[Verb]] = {
     AccessRole.OPERATOR: frozenset(Verb),

@@ -24,6 +24,7 @@ class Operation(enum.Enum):
     CHAT = "chat"
     TEXT = "text_completion"
     EMBED = "embeddings"
+    RERANK = "rerank"
 
 
 class Account:

@@ -26,13 +26,15 @@ from appliance.api.limits import (
     check_embed,
     check_generate,
     check_request_id,
+    check_rerank,
     check_text,
     check_timeout,
     check_tokens,
     new_seed,
 )
+from appliance.api.model_names import find, find_any
 from appliance.api.pacing import Pacing
-from appliance.api.together import all_of
+from appliance.api.pooling import pool_job, ranked
 from appliance.config import Limits
 from appliance.domain import (
     Accepted,
@@ -44,10 +46,13 @@ from appliance.domain import (
     EmbedResult,
     Event,
     GenerateRequest,
+    ModelKind,
     ModelStatus,
     ModelVersion,
     Priority,
     RequestId,
+    RerankRequest,
+    RerankResult,
     TextPrompt,
     ToolChoiceMode,
     VersionState,
@@ -62,10 +67,9 @@ from appliance.errors import (
     Unauthenticated,
 )
 from appliance.observe.metrics import Metrics
-from appliance.runtime.router import EmbedJob, Job, Router
+from appliance.runtime.router import Job, Router
 from appliance.runtime.wire import Prepared
 
-PREPARES_AT_ONCE = 32
 _MS = 1000.0
 
 
@@ -148,7 +152,7 @@ class Service:
         flight: Flight,
         account: Account,
     ) -> AsyncGenerator[Event, None]:
-        version = self._find(request.model)
+        version = find(self._router, request.model)
         account.found(version)
         prepared = await self._router.prepare(
             version, request.prompt, constraint=request.constraint
@@ -225,36 +229,44 @@ class Service:
         self._authorise(client, Verb.EMBED, request.model)
         with self._account(Operation.EMBED, client, request.request_id) as account:
             check_embed(request, self._limits)
-            with self._flights.hold(client, request.request_id) as flight:
-                version = self._find(request.model, embedding=True)
-                account.found(version)
-                try:
-                    async with asyncio.timeout(None) as flight.scope:
-                        job = await self._embed_job(client, request, version)
-                        account.prepared(sum(map(len, job.inputs)))
-                        result = await self._router.embed(version, job)
-                except TimeoutError:
-                    raise RequestCancelled from None
-                finally:
-                    flight.scope = None
-                account.done()
-                return result
+            version = find(self._router, request.model, ModelKind.EMBED)
+            account.found(version)
+            return await self._pool(client, request, version, account)
 
-    async def _embed_job(
-        self, client: Client, request: EmbedRequest, version: ModelVersion
-    ) -> EmbedJob:
-        inputs: list[tuple[int, ...]] = []
-        for begin in range(0, len(request.inputs), PREPARES_AT_ONCE):
-            prompts = request.inputs[begin : begin + PREPARES_AT_ONCE]
-            prepared = await all_of(self._router.prepare(version, prompt) for prompt in prompts)
-            inputs += (one.token_ids for one in prepared)
-        return EmbedJob(
-            request_id=request.request_id,
-            inputs=tuple(inputs),
-            normalize=request.normalize,
-            deadline_ms=self._deadline(request.deadline_ms),
-            client=client,
-        )
+    async def rerank(self, client: Client, request: RerankRequest) -> RerankResult:
+        """Score every document against the query; blocks and is cancelled as `embed`.
+
+        Raises:
+            ApplianceError: no score is returned.
+        """
+        self._authorise(client, Verb.RERANK, request.model)
+        with self._account(Operation.RERANK, client, request.request_id) as account:
+            check_rerank(request, self._limits)
+            version = find(self._router, request.model, ModelKind.RERANK)
+            account.found(version)
+            return ranked(request, await self._pool(client, request, version, account))
+
+    async def _pool(
+        self,
+        client: Client,
+        request: EmbedRequest | RerankRequest,
+        version: ModelVersion,
+        account: Account,
+    ) -> EmbedResult:
+        """Have every input of a request evaluated, while it can be cancelled."""
+        with self._flights.hold(client, request.request_id) as flight:
+            try:
+                async with asyncio.timeout(None) as flight.scope:
+                    deadline_ms = self._deadline(request.deadline_ms)
+                    job = await pool_job(self._router, version, client, request, deadline_ms)
+                    account.prepared(sum(map(len, job.inputs)))
+                    result = await self._router.embed(version, job)
+            except TimeoutError:
+                raise RequestCancelled from None
+            finally:
+                flight.scope = None
+            account.done()
+            return result
 
     async def tokenize(
         self, client: Client, model: str, text: str, *, add_bos: bool, parse_special: bool
@@ -266,7 +278,7 @@ class Service:
         """
         self._authorise(client, Verb.TOKENIZE, model)
         check_text("text", text, self._limits)
-        version = self._find_any(model)
+        version = find_any(self._router, model)
         prompt = TextPrompt(text=text)
         prepared = await self._router.prepare(
             version, prompt, add_bos=add_bos, parse_special=parse_special, with_pieces=True
@@ -283,7 +295,7 @@ class Service:
         """
         self._authorise(client, Verb.DETOKENIZE, model)
         check_tokens("token_ids", token_ids, self._limits)
-        version = self._find_any(model)
+        version = find_any(self._router, model)
         return version, await self._router.detokenize(version, token_ids)
 
     # --- the rest ---------------------------------------------------------------------------------
@@ -351,24 +363,6 @@ class Service:
         except PermissionDenied as error:
             self._audit.record(client, verb, target, error.code)
             raise
-
-    def _find(self, model: str, *, embedding: bool = False) -> ModelVersion:
-        """Find a version by name; no name means the only one, and without such a one is refused."""
-        try:
-            return self._router.find(model, embedding=embedding)
-        except ModelNotServed:
-            if model:
-                raise
-            names = ", ".join(status.version.label for status in self._router.models())
-            reason = f"must name a model, since not just one could be meant; here are: {names}"
-            raise InvalidRequest(field="model", reason=reason) from None
-
-    def _find_any(self, model: str) -> ModelVersion:
-        """Find a version by name, whatever it is for; vocabularies are alike in that."""
-        try:
-            return self._router.find(model)
-        except ModelNotServed:
-            return self._find(model, embedding=True)
 
     def _deadline(self, asked_ms: float | None) -> float:
         """Take the sooner of what the client asked and what the operator allows.

@@ -35,6 +35,8 @@ from appliance.domain import (
     Progress,
     Prompt,
     RequestId,
+    RerankRequest,
+    RerankResult,
     SamplingOptions,
     StopOptions,
     TextPrompt,
@@ -150,6 +152,22 @@ def read_embed(given: pb.EmbedRequest, deadline_ms: float | None) -> EmbedReques
         model=given.model,
         inputs=tuple(inputs),
         normalize=not given.raw,
+        deadline_ms=deadline_ms,
+    )
+
+
+def read_rerank(given: pb.RerankRequest, deadline_ms: float | None) -> RerankRequest:
+    """Read documents to score.
+
+    Raises:
+        InvalidRequest: `top_n` is out of range.
+    """
+    return RerankRequest(
+        request_id=_request_id(given.request_id),
+        model=given.model,
+        query=given.query,
+        documents=tuple(given.documents),
+        top_n=given.top_n if given.HasField("top_n") else None,
         deadline_ms=deadline_ms,
     )
 
@@ -344,6 +362,25 @@ def write_embeddings(request_id: str, result: EmbedResult) -> pb.EmbedResponse:
         request_id=request_id,
         version=result.version,
         embeddings=[pb.Embedding(values=array("f", vector)) for vector in result.vectors],
+        usage=pb.Usage(prompt_tokens=result.prompt_tokens),
+    )
+
+
+def write_ranks(
+    asked: RerankRequest, result: RerankResult, *, with_documents: bool
+) -> pb.RerankResponse:
+    """Write the documents by falling score."""
+    return pb.RerankResponse(
+        request_id=asked.request_id,
+        version=result.version,
+        results=[
+            pb.RankedDocument(
+                index=one.index,
+                relevance_score=one.score,
+                document=asked.documents[one.index] if with_documents else None,
+            )
+            for one in result.ranked
+        ],
         usage=pb.Usage(prompt_tokens=result.prompt_tokens),
     )
 

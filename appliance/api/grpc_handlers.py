@@ -27,8 +27,10 @@ from appliance.api.grpc_convert import (
     read_chat,
     read_embed,
     read_generate,
+    read_rerank,
     write_embeddings,
     write_event,
+    write_ranks,
 )
 from appliance.api.grpc_errors import internal_status, status_of
 from appliance.api.proto import inference_pb2 as pb
@@ -38,6 +40,7 @@ from appliance.domain import (
     ClientKind,
     GenerateRequest,
     ModelFacts,
+    ModelKind,
     ModelStatus,
     RequestId,
     Role,
@@ -59,6 +62,11 @@ _STATES = {
     VersionState.RESTARTING: model_pb2.VERSION_STATE_RESTARTING,
     VersionState.DRAINING: model_pb2.VERSION_STATE_DRAINING,
     VersionState.FAILED: model_pb2.VERSION_STATE_FAILED,
+}
+_KINDS = {
+    ModelKind.GENERATE: model_pb2.MODEL_KIND_GENERATE,
+    ModelKind.EMBED: model_pb2.MODEL_KIND_EMBED,
+    ModelKind.RERANK: model_pb2.MODEL_KIND_RERANK,
 }
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -184,6 +192,13 @@ class InferenceServicer:
         result = await self._service.embed(client, asked)
         return write_embeddings(asked.request_id, result)
 
+    async def rerank(self, request: pb.RerankRequest, context: Context) -> object:
+        """Answer with documents by falling score."""
+        client = client_of(self._service, context, request.user)
+        asked = read_rerank(request, self._deadline(context))
+        result = await self._service.rerank(client, asked)
+        return write_ranks(asked, result, with_documents=request.return_documents)
+
     async def tokenize(self, request: pb.TokenizeRequest, context: Context) -> object:
         """Answer with token ids."""
         version, prepared = await self._service.tokenize(
@@ -275,6 +290,7 @@ def _model(status: ModelStatus) -> model_pb2.Model:
         worker_restarts=status.worker_restarts,
         kv_cells_used=status.kv_cells_used,
         kv_cells_total=status.kv_cells_total,
+        kind=_KINDS[status.kind],
     )
 
 

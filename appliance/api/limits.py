@@ -22,6 +22,7 @@ from appliance.domain import (
     GenerateRequest,
     Prompt,
     RequestId,
+    RerankRequest,
     TextPrompt,
     TokenPrompt,
 )
@@ -81,6 +82,24 @@ def check_embed(request: EmbedRequest, limits: Limits) -> None:
         _check_prompt("input", prompt, limits)
     size = sum(_prompt_bytes(prompt) for prompt in request.inputs)
     _check_bytes("input", size, limits.prompt_bytes)
+
+
+def check_rerank(request: RerankRequest, limits: Limits) -> None:
+    """Check the number of documents, and each with the query. Raises as `check_generate`."""
+    check_request_id(request.request_id)
+    count = len(request.documents)
+    _refuse(not request.query, "query", "is empty")
+    _refuse(not count, "documents", "is empty")
+    _refuse(
+        count > limits.rerank_documents,
+        "documents",
+        f"has {count} entries; the limit is {limits.rerank_documents}",
+    )
+    for index, document in enumerate(request.documents):
+        _refuse(not document, f"documents[{index}]", "is empty")
+    # The query is evaluated again with each document.
+    size = count * len(request.query.encode()) + sum(len(d.encode()) for d in request.documents)
+    _check_bytes("documents", size, limits.prompt_bytes)
 
 
 def check_text(field: str, text: str, limits: Limits) -> None:

@@ -9,14 +9,10 @@ What it never does: I/O, limits of the operator (`generate`), or answers (`opena
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import msgspec
-
+from appliance.api.json_body import convert, drop, members_of, refuse
 from appliance.api.openai_caller import priority_of, user_of
 from appliance.api.openai_chat import messages_of, tool_choice_of, tools_of
 from appliance.api.openai_formats import constraint_of
@@ -28,8 +24,6 @@ from appliance.api.openai_shapes import (
     CompletionBody,
     EmbeddingBody,
     SamplingBody,
-    Shape,
-    field_names,
 )
 from appliance.domain import (
     SEED_MAX,
@@ -48,11 +42,7 @@ from appliance.errors import InvalidRequest
 
 PROMPTS_MAX = 64
 COMPLETION_TOKENS_DEFAULT = 16  # OpenAI's own for the legacy endpoint
-_PATH = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_NAMED = re.compile(r"field `(?P<name>.*)`$", re.DOTALL)
 _SHOWN_CHARS = 64
-
-BodyT = TypeVar("BodyT", bound=Shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +83,10 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         InvalidRequest: names the field that is missing, unknown, wrong, or contradicts another.
         SchemaUnsupported: a constraint of a kind that is not served.
     """
-    members = _members(body)
-    _refuse(members, REFUSED_CHAT)
-    ignored = _drop(members, IGNORED_CHAT)
-    chat = _convert(members, ChatBody)
+    members = members_of(body)
+    refuse(members, REFUSED_CHAT)
+    ignored = drop(members, IGNORED_CHAT)
+    chat = convert(members, ChatBody)
     tools, strict_ignored = tools_of(chat)
     choice = tool_choice_of(chat, tools)
     constraint = constraint_of(chat)
@@ -136,9 +126,9 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
 
 def read_completion(body: bytes, request_id: RequestId) -> Asked:
     """Read the body of POST /v1/completions. See `read_chat` for what is raised."""
-    members = _members(body)
-    _refuse(members, REFUSED_ANY)
-    asked = _convert(members, CompletionBody)
+    members = members_of(body)
+    refuse(members, REFUSED_ANY)
+    asked = convert(members, CompletionBody)
     ignored: list[str] = []
     if asked.suffix:
         raise InvalidRequest(field="suffix", reason="filling in the middle is not served here")
@@ -179,7 +169,7 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
 
 def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
     """Read the body of POST /v1/embeddings. See `read_chat` for what is raised."""
-    asked = _convert(_members(body), EmbeddingBody)
+    asked = convert(members_of(body), EmbeddingBody)
     if asked.encoding_format not in (None, "float", "base64"):
         raise InvalidRequest(field="encoding_format", reason="must be 'float' or 'base64'")
     return EmbeddingsAsked(
@@ -191,64 +181,6 @@ def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
         user=user_of(asked.user, None),
         timeout_s=asked.timeout,
     )
-
-
-# --- decoding -------------------------------------------------------------------------------------
-
-
-def _members(body: bytes) -> dict[str, Any]:
-    """Decode the body as one JSON object; NaN, Infinity and half surrogates are not JSON."""
-    try:
-        members = msgspec.json.decode(body)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(field="body", reason="is not valid UTF-8") from error
-    except msgspec.MsgspecError as error:
-        raise InvalidRequest(field="body", reason=f"is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise InvalidRequest(field="body", reason="is nested too deeply") from error
-    if not isinstance(members, dict):
-        raise InvalidRequest(field="body", reason="must be a JSON object")
-    return members
-
-
-def _refuse(members: dict[str, Any], advices: Mapping[str, str]) -> None:
-    for name, advice in advices.items():
-        if members.pop(name, None) is not None:
-            raise InvalidRequest(field=name, reason=advice)
-
-
-def _drop(members: dict[str, Any], names: frozenset[str]) -> list[str]:
-    """Take what has no effect here out of the members, and return the names that were given."""
-    given = [name for name in members if name in names]
-    for name in given:
-        del members[name]
-    return given
-
-
-def _convert(members: Mapping[str, Any], shape: type[BodyT]) -> BodyT:
-    try:
-        return msgspec.convert(members, shape)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error), shape) from error
-    except RecursionError as error:
-        raise InvalidRequest(field="body", reason="is nested too deeply") from error
-
-
-def _explain(text: str, shape: type[Shape]) -> InvalidRequest:
-    """Name the field and, if it is unknown, the nearest known one."""
-    match = cast("re.Match[str]", _PATH.match(text))
-    reason, path = match["reason"], match["path"] or ""
-    named = _NAMED.search(reason)
-    if named is None:
-        plain = reason[:1].lower() + reason[1:].replace("`", "")
-        return InvalidRequest(field=path or "body", reason=plain)
-    field = ".".join(part for part in (path, named["name"][:_SHOWN_CHARS]) if part)
-    if "missing" in reason:
-        return InvalidRequest(field=field, reason="is missing")
-    known = field_names(shape) if path else frozenset(shape.__struct_fields__)
-    near = get_close_matches(named["name"], sorted(known), n=1, cutoff=0.5)
-    advice = f"; did you mean '{near[0]}'?" if near else ""
-    return InvalidRequest(field=field, reason=f"is not a known field{advice}")
 
 
 # --- parameters -----------------------------------------------------------------------------------

@@ -267,6 +267,7 @@ def model_object(status: ModelStatus, name: str) -> JsonObject:
         "object": "model",
         "created": status.created_utc_ms // 1000,
         "owned_by": status.version.origin.value,
+        "kind": status.kind.value,
         "version": status.version.label,
         "state": status.state.value,
     }

@@ -25,6 +25,7 @@ from appliance.api.openai_answers import (
     text_completion,
 )
 from appliance.api.openai_chunks import ChatChunks, TextChunks, Whole, add_usage
+from appliance.api.rerank_json import rank_list, read_rerank
 from appliance.api.rest_errors import body_of, bug_body
 from appliance.api.rest_guard import REQUEST_ID, Guard
 from appliance.api.rest_stream import EventStream, json_response
@@ -36,6 +37,7 @@ from appliance.observe.metrics import CONTENT_TYPE
 
 _IGNORED = "x-appliance-ignored"
 _MS = 1000
+_RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's; Cohere's; llama-server's
 
 Sink = Callable[[int, Event], Awaitable[None]]
 
@@ -59,6 +61,7 @@ class Handlers:
             web.post("/v1/chat/completions", self.chat, expect_handler=expect),
             web.post("/v1/completions", self.completions, expect_handler=expect),
             web.post("/v1/embeddings", self.embeddings, expect_handler=expect),
+            *(web.post(path, self.rerank, expect_handler=expect) for path in _RERANK_PATHS),
             web.get("/v1/models", self.models),
             web.get("/v1/models/{name:.+}", self.model),
             web.get("/healthz", self.healthz),
@@ -189,6 +192,12 @@ class Handlers:
             raise InvalidRequest(field="dimensions", reason=reason)
         answer = embedding_list(result, as_base64=asked.base64)
         return json_response(answer)
+
+    async def rerank(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/rerank."""
+        asked = read_rerank(await self._body(request), request[REQUEST_ID])
+        result = await self._service.rerank(self._client(request, asked.user), asked.request)
+        return json_response(rank_list(asked, result))
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/models."""

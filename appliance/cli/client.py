@@ -88,6 +88,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     origin: str
     role: str
+    kind: str
     state: str
     loading_ratio: float
     reason: str
@@ -103,11 +104,6 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     def label(self) -> str:
         """Name the version: model@version."""
         return f"{self.name}@{self.version}"
-
-    @property
-    def embeds(self) -> bool:
-        """Tell whether it makes vectors instead of text; False while that is not known."""
-        return self.facts is not None and self.facts.pooling not in ("", "none")
 
 
 class CallFailed(CommandFailed):
@@ -362,7 +358,7 @@ def _final(final: pb.Final) -> domain.Final:
 
 
 def _served(model: model_pb2.Model) -> ServedModel:
-    own = {"role", "state", "facts"}
+    own = {"role", "kind", "state", "facts"}
     plain = {
         name: getattr(model, name) for name in ServedModel.__struct_fields__ if name not in own
     }
@@ -373,6 +369,7 @@ def _served(model: model_pb2.Model) -> ServedModel:
         )
     return ServedModel(
         role=model_pb2.Role.Name(model.role).removeprefix("ROLE_").lower(),
+        kind=model_pb2.ModelKind.Name(model.kind).removeprefix("MODEL_KIND_").lower(),
         state=model_pb2.VersionState.Name(model.state).removeprefix("VERSION_STATE_").lower(),
         facts=facts,
         **plain,

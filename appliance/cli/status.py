@@ -53,7 +53,7 @@ async def _models(address: str) -> tuple[ServedModel, ...]:
 
 def _table(models: tuple[ServedModel, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("MODEL", "STATE", "ROLE"):
+    for heading in ("MODEL", "KIND", "STATE", "ROLE"):
         table.add_column(heading)
     for heading in ("RUN", "WAIT", "KV", "CONTEXT", "SIZE", "PID", "RESTARTS"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -64,6 +64,7 @@ def _table(models: tuple[ServedModel, ...]) -> Table:
         colour = _COLOURS.get(model.state, "default")
         table.add_row(
             show.printable(model.label),
+            model.kind,
             f"[{colour}]{state}[/]",
             f"{model.role} ({model.origin})",
             str(model.running_count),

@@ -124,7 +124,13 @@ class Model(Section):
         int, Meta(ge=-1, le=4096, description="Layers on the GPU; -1: as many as fit.")
     ] = -1
     embedding: Annotated[
-        bool, Meta(description="Whether the file is an embedding model, not a generating one.")
+        bool,
+        Meta(
+            description=(
+                "Whether the file is an embedding model, not a generating one; a reranker says so "
+                "in the file itself."
+            )
+        ),
     ] = False
     cells_total: Annotated[
         int,
@@ -304,6 +310,9 @@ class Limits(Section):
     embed_inputs: Annotated[
         int, Meta(ge=1, le=65_536, description="Inputs of one embedding request.")
     ] = 2048
+    rerank_documents: Annotated[
+        int, Meta(ge=1, le=65_536, description="Documents of one rerank request.")
+    ] = 1024
     request_s: Annotated[
         float, Meta(gt=0, le=_DAY_S, description="Longest life of a request, queue included, in s.")
     ] = 3600.0

@@ -1,6 +1,6 @@
 """Say what comes of a request: events in order, and the one end.
 
-What this room does: the events of a generation, usage and timings, embeddings.
+What this room does: the events of a generation, usage and timings, embeddings, ranks.
 What it knows: a request ends in one Final, or in one ApplianceError instead.
 What it never does: hold a text longer than its event.
 """
@@ -115,4 +115,23 @@ class EmbedResult(Value):
     version: str
     size: int
     vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
+class RankedDocument(Value):
+    """One document by its index in the request, and what the model's head says of it.
+
+    The score is the model's own: for most a logit, of which only the order means something; for
+    some a probability.
+    """
+
+    index: int
+    score: float
+
+
+class RerankResult(Value):
+    """Documents by falling score; of equal ones the earlier first."""
+
+    version: str
+    ranked: tuple[RankedDocument, ...]
     prompt_tokens: int

@@ -201,6 +201,13 @@ class ChatPrompt(Value, tag="chat"):
     tool_choice: ToolChoice = ToolChoice()
 
 
+class RankPrompt(Value, tag="rank"):
+    """A query and a document as one input of a reranker; both are only ever text."""
+
+    query: str
+    document: str
+
+
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 
 
@@ -257,3 +264,18 @@ class EmbedRequest(Value):
     inputs: tuple[TextPrompt | TokenPrompt, ...]
     normalize: bool = True
     deadline_ms: float | None = None
+
+
+class RerankRequest(Value):
+    """Documents to score against a query; the best `top_n` come back, None: all, best first."""
+
+    request_id: RequestId
+    model: str
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None
+    deadline_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_n is not None:
+            check_range("top_n", self.top_n, 1, 2**31 - 1)

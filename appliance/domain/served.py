@@ -81,6 +81,14 @@ class ModelVersion(Value):
         return f"{self.model}@{self.version}"
 
 
+class ModelKind(enum.Enum):
+    """What a model does. Its file and the configuration tell; it has just one."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    RERANK = "rerank"
+
+
 class VersionState(enum.Enum):
     """Whether a loaded version answers now."""
 
@@ -127,6 +135,7 @@ class ModelStatus(Value):
     state: VersionState
     loading_ratio: float
     created_utc_ms: int
+    kind: ModelKind = ModelKind.GENERATE
     reason: str = ""
     facts: ModelFacts | None = None
     running_count: int = 0

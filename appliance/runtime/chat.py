@@ -50,8 +50,9 @@ Json: TypeAlias = Any  # what json.loads gives; it goes into the template as it 
 class Guard:
     """Keep the texts of one request from being taken for control tokens. Made for one rendering."""
 
-    def __init__(self, control_texts: Iterable[str]) -> None:
-        """Guard against these texts."""
+    def __init__(self, control_texts: Iterable[str], field: str = "messages") -> None:
+        """Guard against these texts; `field` is what a refusal names."""
+        self._field = field
         texts = sorted({text for text in control_texts if text}, key=len, reverse=True)
         heads = "".join(re.escape(char) for char in sorted({text[0] for text in texts}))
         choices = "|".join(re.escape(text) for text in texts)
@@ -100,7 +101,7 @@ class Guard:
         if mark is None:
             code = _PRIVATE_FIRST + len(self._marks)
             if code > _PRIVATE_LAST:
-                raise InvalidRequest(field="messages", reason="holds too many private characters")
+                raise InvalidRequest(field=self._field, reason="holds too many private characters")
             mark = self._marks[text] = chr(code)
             self._texts[mark] = text
         return mark

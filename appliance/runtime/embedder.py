@@ -1,8 +1,9 @@
-"""Turn token lists into vectors, several at a time, with a context of their own.
+"""Turn token lists into vectors or scores, several at a time, with a context of their own.
 
 What this room does: packs inputs of all waiting tickets into steps, first come first served, and
 answers each ticket when its last input is done.
-What it knows: a model that doesn't look only back needs a whole input in one step.
+What it knows: a model that doesn't look only back needs a whole input in one step; what is pooled
+of a reranker is what its head says, a short vector whose first value is the score.
 What it never does: cut an input, or mix two models.
 """
 
@@ -42,7 +43,7 @@ class _EmbedJob:
 
 
 class EmbeddingEngine:
-    """The engine of an embedding model. Used by one thread; blocks in `step` only."""
+    """The engine of an embedding model or a reranker. Used by one thread; blocks in `step` only."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class EmbeddingEngine:
         context: Context,
         vocabulary_size: int,
         batch_tokens: int,
+        context_tokens: int,
         queue_requests_max: int,
         cost: CostModel,
         clock: Callable[[], float],
@@ -59,6 +61,7 @@ class EmbeddingEngine:
         self._context = context
         self._vocabulary_size = vocabulary_size
         self._batch_tokens = batch_tokens
+        self._context_tokens = context_tokens
         self._queue_requests_max = queue_requests_max
         self._cost = cost
         self._clock = clock
@@ -75,8 +78,9 @@ class EmbeddingEngine:
 
     @property
     def input_tokens_max(self) -> int:
-        """The longest input that one step can hold."""
-        return min(self._context.batch_tokens, self._context.sequence_tokens_max)
+        """The longest input: what the model may be given, and one step can hold."""
+        context = self._context
+        return min(context.batch_tokens, context.sequence_tokens_max, self._context_tokens)
 
     @property
     def step_ms_worst(self) -> float:
@@ -87,7 +91,7 @@ class EmbeddingEngine:
     def submit(self, frame: wire.Submit | wire.SubmitEmbed) -> None:
         """Check and queue a request; a refusal comes with the next step."""
         if isinstance(frame, wire.Submit):
-            error = InvalidRequest(field="model", reason="makes embeddings and generates no text")
+            error = InvalidRequest(field="model", reason="generates no text")
             self._refuse(frame.ticket, error)
             return
         try:

@@ -21,6 +21,7 @@ _VERSIONS = (2, 3)
 _METADATA_MAX = 65_536
 _TENSORS_MAX = 65_536
 _STRING_BYTES_MAX = 16 * 1024 * 1024
+_NAME_BYTES_MAX = 128  # of a tensor; ggml takes 64
 _ARRAY_ITEMS_MAX = 16 * 1024 * 1024
 _DIMENSIONS_MAX = 4
 _ELEMENTS_MAX = 2**62
@@ -80,6 +81,7 @@ _BLOCKS = {
     42: (64, 18),
 }
 
+_POOLING_RANK = 4
 _TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
 
@@ -125,6 +127,11 @@ class GgufHead:
         """Read an integer of the architecture's own: `number("block_count")`."""
         value = self.metadata.get(f"{self.architecture}.{name}", default)
         return int(value) if isinstance(value, int) else default
+
+    @property
+    def ranks(self) -> bool:
+        """Tell whether the file says that it is a reranker (llama.h: LLAMA_POOLING_TYPE_RANK)."""
+        return self.number("pooling_type") == _POOLING_RANK
 
 
 def read_head(path: Path) -> GgufHead:
@@ -211,9 +218,9 @@ class _Reader:
             raise GgufFault(f"it announces {count} {what}; the limit is {limit}")
         return count
 
-    def _text(self) -> str:
+    def _text(self, bytes_max: int = _STRING_BYTES_MAX) -> str:
         size = self._unpack("<Q")
-        if size > _STRING_BYTES_MAX:
+        if size > bytes_max:
             raise GgufFault(f"it announces a string of {size} bytes")
         return self._take(size).decode("utf-8", errors="replace")
 
@@ -243,7 +250,7 @@ class _Reader:
 
     def _tensor_end(self, tensors: dict[str, TensorEntry]) -> int:
         """Read one tensor's entry; returns where its bytes end, from the start of the data."""
-        name = self._text()
+        name = self._text(_NAME_BYTES_MAX)
         if name in tensors:
             raise GgufFault(f"it has the tensor '{name[:_SHOWN_CHARS]}' twice")
         dimensions = self._unpack("<I")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.domain import ModelFacts
+from appliance.domain import ModelFacts, ModelKind
 from appliance.errors import ModelUnloadable
 from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
 from appliance.runtime.cost import CostModel, StepShape
@@ -38,7 +38,9 @@ _WARM_UP_MS = 1000.0
 _WARM_UP_CHUNKS = (1, 8, 16, 64, 256)
 _WARM_UP_TRIES = 3
 _COMPUTE_BYTES = 64 * 1024 * 1024  # a graph's buffers, beside the rows of logits
-_EMBEDDING_POOLINGS = ("mean", "cls", "last")
+_POOLINGS = {ModelKind.EMBED: ("mean", "cls", "last"), ModelKind.RERANK: ("rank",)}
+_POSITIONS = "position_embd.weight"
+_HEADS = frozenset({"cls.weight", "cls.output.weight"})
 _MIB = 1024 * 1024
 
 
@@ -62,15 +64,17 @@ def load(
     try:
         head = read_head(path)
         _check_whole(head)
+        _check_head(head, options.kind)
+        _check_positions(head, options.context_tokens)
         _check_cache_types(head, options)
         if not (options.gpu_layers and supports_gpu()):
             cells = fit_cells(head, options, available_bytes())
             options = msgspec.structs.replace(options, cells_total=cells)
         model = Model(path, gpu_layers=options.gpu_layers, on_progress=on_progress)
         context = model.open_context(_context_options(options))
-        _check_kind(model, context, embedding=options.embedding)
+        _check_kind(model, context, options.kind)
         cost = CostModel()
-        if options.embedding:
+        if options.kind is not ModelKind.GENERATE:
             return _embedding_engine(options, model, context, cost, clock)
         warm_up(context, cost, clock)
         return _generating_engine(options, model, context, cost, clock)
@@ -127,13 +131,14 @@ def _embedding_engine(
         context=context,
         vocabulary_size=model.vocabulary.size,
         batch_tokens=min(options.batch_tokens, context.batch_tokens),
+        context_tokens=options.context_tokens,
         queue_requests_max=options.queue_requests_max,
         cost=cost,
         clock=clock,
         stall_factor=options.stall_factor,
     )
-    limit = min(engine.input_tokens_max, options.context_tokens)
-    return Loaded(engine=engine, facts=_facts(model, context, limit, context.pooling, 0))
+    facts = _facts(model, context, engine.input_tokens_max, context.pooling, 0)
+    return Loaded(engine=engine, facts=facts)
 
 
 def warm_up(context: Context, cost: CostModel, clock: Callable[[], float]) -> None:
@@ -217,16 +222,17 @@ def _facts(
 
 
 def _context_options(options: EngineOptions) -> ContextOptions:
+    pools = options.kind is not ModelKind.GENERATE
     batch_tokens = max(options.batch_tokens, options.sequences_max)
-    if options.embedding:
+    if pools:
         batch_tokens = max(batch_tokens, options.context_tokens)  # whole inputs in one step
     return ContextOptions(
-        cells=max(options.cells_total, batch_tokens) if options.embedding else options.cells_total,
+        cells=max(options.cells_total, batch_tokens) if pools else options.cells_total,
         batch_tokens=batch_tokens,
         sequences_max=options.sequences_max,
         threads_decode=options.threads_decode,
         threads_prefill=options.threads_prefill,
-        embedding=options.embedding,
+        embedding=pools,
         cache_type_k=ggml_type(options.cache_type_k),
         cache_type_v=ggml_type(options.cache_type_v),
         flash_attention=options.flash_attention,
@@ -238,7 +244,7 @@ def _check_whole(head: GgufHead) -> None:
         raise GgufFault(
             f"the file is cut off: {head.data_bytes_missing} bytes of its tensors are missing"
         )
-    if not head.tensors_count:
+    if not head.tensors:
         raise GgufFault("it holds a vocabulary only, no weights")
 
 
@@ -256,13 +262,32 @@ def _check_cache_types(head: GgufHead, options: EngineOptions) -> None:
             )
 
 
-def _check_kind(model: Model, context: Context, *, embedding: bool) -> None:
-    if embedding and context.pooling not in _EMBEDDING_POOLINGS:
-        raise EngineFault(
-            f"it is no embedding model: its pooling is '{context.pooling}', "
-            f"not one of {', '.join(_EMBEDDING_POOLINGS)}"
+def _check_head(head: GgufHead, kind: ModelKind) -> None:
+    """Look for the head of a reranker: without one llama.cpp would rank by the hidden state."""
+    if kind is ModelKind.RERANK and not head.tensors.keys() & _HEADS:
+        raise GgufFault("it is no reranker: it has no classification head (cls or cls.output)")
+
+
+def _check_positions(head: GgufHead, context_tokens: int) -> None:
+    """Refuse a context beyond the learned positions: llama.cpp would end on the first such token.
+
+    Positions that are computed (RoPE, ALiBi) may go beyond what the model was trained with.
+    """
+    learned = head.number("context_length")
+    if _POSITIONS in head.tensors and context_tokens > learned:
+        raise GgufFault(
+            f"context_tokens is {context_tokens} and the model has learned {learned} positions"
         )
-    if not embedding and (model.has_encoder or not context.has_cache):
+
+
+def _check_kind(model: Model, context: Context, kind: ModelKind) -> None:
+    wanted = _POOLINGS.get(kind)
+    if wanted is not None and context.pooling not in wanted:
+        what = "embedding model" if kind is ModelKind.EMBED else "reranker"
+        raise EngineFault(
+            f"it is no {what}: its pooling is '{context.pooling}', not one of {', '.join(wanted)}"
+        )
+    if wanted is None and (model.has_encoder or not context.has_cache):
         raise EngineFault("it generates no text (serve it with embedding = true)")
 
 

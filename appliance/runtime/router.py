@@ -20,9 +20,11 @@ from appliance.domain import (
     Constraint,
     EmbedResult,
     ModelFacts,
+    ModelKind,
     ModelStatus,
     ModelVersion,
     Prompt,
+    RankPrompt,
     TextPrompt,
     VersionState,
 )
@@ -98,7 +100,8 @@ class Router:
         """
         async with asyncio.timeout(self._engine.hello_timeout_s):
             await self._running.wait()
-        train_tokens = await asyncio.to_thread(_context_train_tokens, path)
+        head = await asyncio.to_thread(_head, path)
+        train_tokens = head.number("context_length", _CONTEXT_TRAIN_TOKENS_MAX)
         context_tokens = settings.context_tokens or min(train_tokens, self._engine.context_tokens)
         if self._group is None or self._draining:
             raise Draining
@@ -110,6 +113,7 @@ class Router:
                 self._engine,
                 self._limits,
                 settings,
+                kind=_kind(head, settings),
                 context_tokens=context_tokens,
                 threads=self._threads[min(len(self._served), len(self._threads) - 1)],
             ),
@@ -172,7 +176,7 @@ class Router:
         """Name the text process; 0 while there is none."""
         return self._text.pid
 
-    def find(self, name: str, *, embedding: bool = False) -> ModelVersion:
+    def find(self, name: str, kind: ModelKind = ModelKind.GENERATE) -> ModelVersion:
         """Find the version a client means by 'name', 'name@version', or '' (the only one).
 
         Raises:
@@ -181,8 +185,7 @@ class Router:
         matching = [
             served.version
             for served in self._served.values()
-            if served.embedding == embedding
-            and name in ("", served.version.model, served.version.label)
+            if served.kind is kind and name in ("", served.version.model, served.version.label)
         ]
         if not matching or (name == "" and len(matching) > 1):
             raise ModelNotServed(model=name)
@@ -193,7 +196,7 @@ class Router:
     async def prepare(
         self,
         version: ModelVersion,
-        prompt: Prompt,
+        prompt: Prompt | RankPrompt,
         *,
         add_bos: bool = True,
         parse_special: bool = False,
@@ -272,10 +275,12 @@ class Router:
             raise ModelNotServed(model=version.label) from None
 
 
-def _check_bytes(prompt: Prompt, bytes_max: int) -> None:
+def _check_bytes(prompt: Prompt | RankPrompt, bytes_max: int) -> None:
     """Refuse a prompt whose text alone is over the bound; a character has one byte at least."""
     if isinstance(prompt, TextPrompt):
         size = len(prompt.text)
+    elif isinstance(prompt, RankPrompt):
+        size = len(prompt.query) + len(prompt.document)
     elif isinstance(prompt, ChatPrompt):
         size = sum(
             len(m.content) + sum(len(call.arguments) for call in m.tool_calls)
@@ -293,12 +298,14 @@ def _engine_options(
     limits: Limits,
     settings: Model,
     *,
+    kind: ModelKind,
     context_tokens: int,
     threads: int,
 ) -> wire.EngineOptions:
     """Tell a worker how to load and run; cells_total is what is wanted, memory may allow less."""
     cells_total = settings.cells_total or engine.cells_total
     sequences_max = settings.sequences_max or engine.sequences_max
+    caches = kind is ModelKind.GENERATE  # others keep nothing between steps
     return wire.EngineOptions(
         path=str(path),
         context_tokens=context_tokens,
@@ -315,23 +322,29 @@ def _engine_options(
         output_reserve_tokens=engine.output_reserve_tokens,
         overtakes_max=engine.overtakes_max,
         ack_window_steps=engine.ack_window_steps,
-        embedding=settings.embedding,
+        kind=kind,
         stall_factor=engine.stall_factor,
         memory_reserve_bytes=engine.memory_reserve_bytes,
-        cache_type_k="f16" if settings.embedding else settings.cache_type_k or engine.cache_type_k,
-        cache_type_v="f16" if settings.embedding else settings.cache_type_v or engine.cache_type_v,
+        cache_type_k=(settings.cache_type_k or engine.cache_type_k) if caches else "f16",
+        cache_type_v=(settings.cache_type_v or engine.cache_type_v) if caches else "f16",
         flash_attention=engine.flash_attention,
     )
 
 
-def _context_train_tokens(path: Path) -> int:
-    """Read how long a context the model was trained with; blocks on the disk.
+def _head(path: Path) -> gguf.GgufHead:
+    """Read what the file says of itself; blocks on the disk.
 
     Raises:
-        ModelUnloadable: the file's head can't be read.
+        ModelUnloadable: its head can't be read.
     """
     try:
-        head = gguf.read_head(path)
+        return gguf.read_head(path)
     except gguf.GgufFault as fault:
         raise ModelUnloadable(path=str(path), reason=str(fault)) from fault
-    return head.number("context_length", _CONTEXT_TRAIN_TOKENS_MAX)
+
+
+def _kind(head: gguf.GgufHead, settings: Model) -> ModelKind:
+    """Tell what the model is for: a reranker says so itself, an embedding model may also chat."""
+    if head.ranks:
+        return ModelKind.RERANK
+    return ModelKind.EMBED if settings.embedding else ModelKind.GENERATE

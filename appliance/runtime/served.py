@@ -65,7 +65,7 @@ class Served:
     ) -> None:
         """Describe what to serve; `run` does it."""
         self.version = version
-        self.embedding = options.embedding
+        self.kind = options.kind
         self.state = VersionState.LOADING
         self.facts: ModelFacts | None = None
         self.has_vocabulary = False  # told by the router, once prompts can be prepared
@@ -97,6 +97,7 @@ class Served:
             state=state,
             loading_ratio=self._loading_ratio,
             created_utc_ms=self._created_utc_ms,
+            kind=self.kind,
             reason=self._reason,
             facts=self.facts,
             running_count=self.book.running,

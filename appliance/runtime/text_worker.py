@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from appliance.domain import ChatPrompt, Constraint, TextPrompt
+from appliance.domain import ChatPrompt, Constraint, RankPrompt, TextPrompt
 from appliance.errors import (
     ApplianceError,
     ContextTooLong,
@@ -38,6 +39,7 @@ _SPECIAL = (
 # In these a token stands for the bytes of its piece; in others one may stand for a whole word.
 _PIECEWISE = (lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE)
 _PRICE_TRIES = 4  # times the allowed cost after which a constraint is given up
+_PLACES = re.compile(r"\{query\}|\{document\}")
 _ANCHOR = "\U0010fffd"  # a private character, which merges with nothing
 
 
@@ -90,6 +92,43 @@ class Vocabulary:
         template = self._compiled()
         guard = Guard(self._control_texts)
         rendered = template.render(prompt, guard)
+        whole, ids = self._cut_and_tokenize(guard, rendered, limit_tokens)
+        if add_bos and self._tokens.adds_bos and ids[:1] != [self._tokens.bos_id]:
+            ids.insert(0, self._tokens.bos_id)
+        return tuple(ids), whole, template.tool_syntax if prompt.tools else ""
+
+    def rank(self, prompt: RankPrompt, limit_tokens: int) -> tuple[int, ...]:
+        """Put a query and a document together as llama-server does, and tokenise them.
+
+        By the file's own template for it, else [BOS] query [EOS] [SEP] document [EOS], of these
+        tokens those that the model wants.
+
+        Raises:
+            InvalidRequest: one of them holds too many private characters.
+            ContextTooLong: it can't fit.
+        """
+        template = lib.llama_model_chat_template(self._model, b"rerank")
+        if template:
+            guard = Guard(self._control_texts, field="documents")
+            texts = {"{query}": guard.hide(prompt.query), "{document}": guard.hide(prompt.document)}
+            rendered = _PLACES.sub(
+                lambda match: str(texts[match.group()]), template.decode("utf-8", "replace")
+            )
+            return tuple(self._cut_and_tokenize(guard, rendered, limit_tokens)[1])
+        self._check_length(prompt.query + prompt.document, limit_tokens)
+        tokens = self._tokens
+        eos_id = tokens.eos_id if tokens.eos_id >= 0 else tokens.sep_id
+        ends = [eos_id] if tokens.adds_eos else []
+        ids = [tokens.bos_id] if tokens.adds_bos else []
+        ids += self.tokenize(prompt.query, add_special=False, parse_special=False) + ends
+        ids += [tokens.sep_id] if tokens.adds_sep else []
+        ids += self.tokenize(prompt.document, add_special=False, parse_special=False) + ends
+        return tuple(ids)
+
+    def _cut_and_tokenize(
+        self, guard: Guard, rendered: str, limit_tokens: int
+    ) -> tuple[str, list[int]]:
+        """Tokenise what a template made; what is the client's in it is only ever text."""
         parts = tuple(guard.cut(rendered))
         whole = "".join(text for text, _ in parts)
         self._check_length(whole, limit_tokens)
@@ -97,9 +136,7 @@ class Vocabulary:
         for text, plain in parts:
             call = self._tokenize_on if ids and not self._is_special(ids[-1]) else self.tokenize
             ids += call(text, add_special=False, parse_special=not plain)
-        if add_bos and self._tokens.adds_bos and ids[:1] != [self._tokens.bos_id]:
-            ids.insert(0, self._tokens.bos_id)
-        return tuple(ids), whole, template.tool_syntax if prompt.tools else ""
+        return whole, ids
 
     def text(
         self, text: str, *, add_bos: bool, parse_special: bool, limit_tokens: int
@@ -313,6 +350,8 @@ def prepare(vocabulary: Vocabulary, frame: wire.Prepare) -> wire.Prepared:
             parse_special=frame.parse_special,
             limit_tokens=limit_tokens,
         )
+    elif isinstance(prompt, RankPrompt):
+        token_ids = vocabulary.rank(prompt, limit_tokens)
     else:
         token_ids = prompt.token_ids
         if limit_tokens and len(token_ids) > limit_tokens:

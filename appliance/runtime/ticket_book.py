@@ -106,13 +106,13 @@ class TicketBook:
         """Give an embedding job a ticket, or refuse it now; does not block. Raises as `admit`."""
         for tokens in job.inputs:
             if not tokens:
-                raise InvalidRequest(field="input", reason="must not be empty")
+                raise InvalidRequest(field=job.field, reason="must not be empty")
             if len(tokens) > facts.context_tokens:
                 raise ContextTooLong(prompt_tokens=len(tokens), limit_tokens=facts.context_tokens)
         total = sum(len(tokens) for tokens in job.inputs)
         if total > self._limits.queue_prompt_tokens:
             reason = f"has {total} tokens in all; the limit is {self._limits.queue_prompt_tokens}"
-            raise InvalidRequest(field="input", reason=reason)
+            raise InvalidRequest(field=job.field, reason=reason)
         self._check_queue(total)
         ticket = EmbedTicket(next(self._ticket_ids), job, self._label, self._forget)
         self._add(ticket)

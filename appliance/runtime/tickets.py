@@ -56,10 +56,14 @@ class Job(Value):
 
 
 class EmbedJob(Value):
-    """Token lists to embed, checked. deadline_ms is monotonic; None: none."""
+    """Token lists to embed or to score, checked. deadline_ms is monotonic; None: none.
+
+    `field` is what the client calls the inputs, for refusals.
+    """
 
     request_id: RequestId
     inputs: tuple[tuple[int, ...], ...]
+    field: str = "input"
     normalize: bool = True
     deadline_ms: float | None = None
     client: Client | None = None

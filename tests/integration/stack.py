@@ -37,12 +37,12 @@ POLL_S = 0.01
 T = TypeVar("T")
 
 
-def demo_version(model: str = "demo") -> ModelVersion:
-    """Name the demo model's file as a version; the stack does not look at signatures."""
+def demo_version(model: str = "demo", index: int = 0) -> ModelVersion:
+    """Name a file as a version; the stack looks neither at signatures nor at what the file is."""
     return ModelVersion(
         model=model,
         version="2",
-        digest=Digest("sha256:" + "0" * 64),
+        digest=Digest(f"sha256:{index:064x}"),
         blob_bytes=DEMO.stat().st_size,
         origin=Origin.LOCAL,
         key_id="local:test",
@@ -63,8 +63,10 @@ class Stack:
         grpc: Grpc | None = None,
         access: Access | None = None,
         clients: tuple[Client, ...] = (),
+        models: tuple[Model, ...] = (Model(path=str(DEMO), name="demo"),),
     ) -> None:
         """Describe; nothing runs yet."""
+        self._models = models
         self._keyring = Keyring(access or Access(), clients)
         self.rest_settings = rest or Rest(tcp="127.0.0.1:0")
         self.grpc_settings = grpc or Grpc(tcp="127.0.0.1:0")
@@ -157,7 +159,9 @@ class Stack:
         store = Store(self._runtime_dir / "events.db", audits.MIGRATIONS, StoreSettings())
         self._store, self._audit = store, Audit(store, StoreSettings(), utc_ms)
         self.metrics = Metrics(version="test", series_max=256)
-        self.router = Router(self._engine, self._limits, self.metrics)
+        self.router = Router(
+            self._engine, self._limits, self.metrics, workers_planned=len(self._models)
+        )
         self.service = Service(
             self.router,
             self._audit,
@@ -171,7 +175,9 @@ class Stack:
             group.create_task(self.router.run())
             stack.push_async_callback(self.router.close)
             await self._listen(stack)
-            await self.router.serve(demo_version(), DEMO, Model(path=str(DEMO)))
+            for index, model in enumerate(self._models):
+                version = demo_version(model.name, index)
+                await self.router.serve(version, Path(model.path), model)
             self._begun.set_result(None)
             await self._stop.wait()
 

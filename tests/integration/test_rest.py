@@ -346,4 +346,5 @@ def test_a_disconnect_stops_a_stream_and_a_whole_answer(stack: Stack) -> None:
 
 def test_embeddings_of_a_generating_model_are_refused(stack: Stack) -> None:
     answer = _post(stack, "/v1/embeddings", {"model": "demo", "input": "x"})
-    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert (answer.status, answer.error["param"]) == (400, "model")
+    assert "generates text and makes no embeddings" in answer.error["message"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.domain import MemoryKind, StopOptions
+from appliance.domain import MemoryKind, ModelKind, StopOptions
 from appliance.runtime import wire
 from tests.integration.worker_process import Worker, start, tiny
 from tools.gguf_writer import SHAPES, byte_vocabulary
@@ -75,7 +75,7 @@ def test_a_model_too_big_for_the_memory_is_refused(
 def test_a_generating_model_is_not_served_for_embeddings(
     tiny: Path, start: Callable[..., Worker]
 ) -> None:
-    refuse(start, tiny, "it is no embedding model", embedding=True)
+    refuse(start, tiny, "it is no embedding model", kind=ModelKind.EMBED)
 
 
 def refuse(start: Callable[..., Worker], path: Path, reason: str, **options: object) -> None:
@@ -143,7 +143,7 @@ def test_vectors_of_a_batch_are_those_of_each_input_alone(
 ) -> None:
     path = tmp_path / "pooled.gguf"
     path.write_bytes(with_mean_pooling(tiny.read_bytes()))
-    worker = start(path, embedding=True, batch_tokens=64, context_tokens=128)
+    worker = start(path, kind=ModelKind.EMBED, batch_tokens=64, context_tokens=128)
     ready = worker.ready()
     assert isinstance(ready, wire.Ready)
     assert ready.facts.pooling == "mean"

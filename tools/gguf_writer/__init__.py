@@ -12,6 +12,7 @@ from __future__ import annotations
 from tools.gguf_writer.adapter import Lora, write_lora
 from tools.gguf_writer.blocks import Quantisation
 from tools.gguf_writer.others import WINDOW_TOKENS, Architecture, write_other
+from tools.gguf_writer.pooling import write_bert
 from tools.gguf_writer.shapes import SHAPES, Shape
 from tools.gguf_writer.vocabulary import Vocabulary, byte_vocabulary, read_vocabulary
 from tools.gguf_writer.writer import EDITION, write_llama
@@ -27,6 +28,7 @@ __all__ = [
     "Vocabulary",
     "byte_vocabulary",
     "read_vocabulary",
+    "write_bert",
     "write_llama",
     "write_lora",
     "write_other",

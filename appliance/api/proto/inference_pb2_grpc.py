@@ -61,6 +61,11 @@ class InferenceServiceStub:
                 request_serializer=appliance_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/appliance.v1.InferenceService/Rerank',
+                request_serializer=appliance_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_inference__pb2.RerankResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/appliance.v1.InferenceService/Tokenize',
                 request_serializer=appliance_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -117,6 +122,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rerank(self, request, context):
+        """Scores documents against a query and returns them by falling score.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Turns text into token ids.
         """
@@ -165,6 +177,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=appliance_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=appliance_dot_v1_dot_inference__pb2.RerankRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_inference__pb2.RerankResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -318,6 +335,33 @@ class InferenceService:
             '/appliance.v1.InferenceService/Embed',
             appliance_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
             appliance_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.InferenceService/Rerank',
+            appliance_dot_v1_dot_inference__pb2.RerankRequest.SerializeToString,
+            appliance_dot_v1_dot_inference__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,

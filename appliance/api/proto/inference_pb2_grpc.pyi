@@ -10,6 +10,7 @@ class InferenceServiceStub:
     Chat: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.ChatRequest, inference_pb2.ChatResponse]
     ChatStream: grpc.aio.UnaryStreamMultiCallable[inference_pb2.ChatStreamRequest, inference_pb2.ChatStreamResponse]
     Embed: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.EmbedRequest, inference_pb2.EmbedResponse]
+    Rerank: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.RerankRequest, inference_pb2.RerankResponse]
     Tokenize: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.TokenizeRequest, inference_pb2.TokenizeResponse]
     Detokenize: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.DetokenizeRequest, inference_pb2.DetokenizeResponse]
     CancelRequest: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.CancelRequestRequest, inference_pb2.CancelRequestResponse]

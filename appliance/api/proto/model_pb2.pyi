@@ -24,6 +24,13 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_ACTIVE: _ClassVar[Role]
     ROLE_STANDBY: _ClassVar[Role]
     ROLE_CANDIDATE: _ClassVar[Role]
+
+class ModelKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_KIND_UNSPECIFIED: _ClassVar[ModelKind]
+    MODEL_KIND_GENERATE: _ClassVar[ModelKind]
+    MODEL_KIND_EMBED: _ClassVar[ModelKind]
+    MODEL_KIND_RERANK: _ClassVar[ModelKind]
 VERSION_STATE_UNSPECIFIED: VersionState
 VERSION_STATE_LOADING: VersionState
 VERSION_STATE_READY: VersionState
@@ -34,6 +41,10 @@ ROLE_UNSPECIFIED: Role
 ROLE_ACTIVE: Role
 ROLE_STANDBY: Role
 ROLE_CANDIDATE: Role
+MODEL_KIND_UNSPECIFIED: ModelKind
+MODEL_KIND_GENERATE: ModelKind
+MODEL_KIND_EMBED: ModelKind
+MODEL_KIND_RERANK: ModelKind
 
 class ModelFacts(_message.Message):
     __slots__ = ("architecture", "description", "parameters_count", "size_bytes", "context_tokens", "context_train_tokens", "embedding_size", "vocabulary_size", "pooling", "has_chat_template", "kv_bytes_per_token", "sequences_max", "memory_kind")
@@ -66,7 +77,7 @@ class ModelFacts(_message.Message):
     def __init__(self, architecture: _Optional[str] = ..., description: _Optional[str] = ..., parameters_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., context_tokens: _Optional[int] = ..., context_train_tokens: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., pooling: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., kv_bytes_per_token: _Optional[int] = ..., sequences_max: _Optional[int] = ..., memory_kind: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "digest", "origin", "role", "state", "loading_ratio", "reason", "facts", "running_count", "waiting_count", "worker_pid", "worker_restarts", "kv_cells_used", "kv_cells_total")
+    __slots__ = ("name", "version", "digest", "origin", "role", "state", "loading_ratio", "reason", "facts", "running_count", "waiting_count", "worker_pid", "worker_restarts", "kv_cells_used", "kv_cells_total", "kind")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +93,7 @@ class Model(_message.Message):
     WORKER_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     KV_CELLS_USED_FIELD_NUMBER: _ClassVar[int]
     KV_CELLS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     digest: str
@@ -97,7 +109,8 @@ class Model(_message.Message):
     worker_restarts: int
     kv_cells_used: int
     kv_cells_total: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., origin: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., state: _Optional[_Union[VersionState, str]] = ..., loading_ratio: _Optional[float] = ..., reason: _Optional[str] = ..., facts: _Optional[_Union[ModelFacts, _Mapping]] = ..., running_count: _Optional[int] = ..., waiting_count: _Optional[int] = ..., worker_pid: _Optional[int] = ..., worker_restarts: _Optional[int] = ..., kv_cells_used: _Optional[int] = ..., kv_cells_total: _Optional[int] = ...) -> None: ...
+    kind: ModelKind
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., origin: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., state: _Optional[_Union[VersionState, str]] = ..., loading_ratio: _Optional[float] = ..., reason: _Optional[str] = ..., facts: _Optional[_Union[ModelFacts, _Mapping]] = ..., running_count: _Optional[int] = ..., waiting_count: _Optional[int] = ..., worker_pid: _Optional[int] = ..., worker_restarts: _Optional[int] = ..., kv_cells_used: _Optional[int] = ..., kv_cells_total: _Optional[int] = ..., kind: _Optional[_Union[ModelKind, str]] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()

@@ -120,6 +120,8 @@ class Context:
         )
         self.sequences_max = int(lib.llama_n_seq_max(self.pointer))
         self.pooling = _POOLINGS.get(int(lib.llama_pooling_type(self.pointer)), "none")
+        ranks = self.pooling == "rank"
+        self._pooled_size = model.ranks_count if ranks else model.embedding_size
         self._batch = _Batch(self.batch_tokens)
         self._adapter: tuple[Adapter | None, float] = (None, 1.0)
 
@@ -186,10 +188,13 @@ class Context:
         return np.ctypeslib.as_array(pointer, shape=(rows, self.row_size))
 
     def embedding(self, seq_id: int) -> NDArray[np.float32]:
-        """Copy the pooled vector of one sequence of the last decode, (embedding_size,) float32."""
+        """Copy what one sequence of the last decode was pooled to.
+
+        (embedding_size,) float32; of a reranker (ranks_count,), what its head says.
+        """
         pointer = lib.llama_get_embeddings_seq(self.pointer, seq_id)
         assert pointer, f"sequence {seq_id} has no embedding"
-        size = self._model.embedding_size
+        size = self._pooled_size
         return np.ctypeslib.as_array(pointer, shape=(size,)).astype(np.float32, copy=True)
 
     def remove(self, seq_id: int) -> None:

@@ -40,7 +40,10 @@ class Vocabulary:
         self.size = int(lib.llama_vocab_n_tokens(self.pointer))
         self.bos_id = int(lib.llama_vocab_bos(self.pointer))
         self.eos_id = int(lib.llama_vocab_eos(self.pointer))
+        self.sep_id = int(lib.llama_vocab_sep(self.pointer))
         self.adds_bos = bool(lib.llama_vocab_get_add_bos(self.pointer))
+        self.adds_eos = bool(lib.llama_vocab_get_add_eos(self.pointer))
+        self.adds_sep = bool(lib.llama_vocab_get_add_sep(self.pointer))
         ids = range(self.size)
         self.control_ids = tuple(
             token_id
@@ -103,6 +106,7 @@ class Model:
             raise EngineFault(self._log_reason("llama.cpp can't load it"))
         self.vocabulary = Vocabulary(self.pointer)
         self.embedding_size = int(lib.llama_model_n_embd_out(self.pointer))
+        self.ranks_count = int(lib.llama_model_n_cls_out(self.pointer))
         self.context_train_tokens = int(lib.llama_model_n_ctx_train(self.pointer))
         self.parameters_count = int(lib.llama_model_n_params(self.pointer))
         self.size_bytes = int(lib.llama_model_size(self.pointer))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from appliance.domain import Constraint, Prompt
+from appliance.domain import Constraint, Prompt, RankPrompt
 from appliance.runtime.wire.frame import Frame
 from appliance.runtime.wire.worker import Failure, Hello
 
@@ -49,7 +49,7 @@ class Prepare(Frame, tag="prepare"):
 
     ticket: int
     key: str
-    prompt: Prompt
+    prompt: Prompt | RankPrompt
     add_bos: bool = True
     parse_special: bool = False
     constraint: Constraint | None = None

@@ -17,6 +17,7 @@ from appliance.domain import (
     Constraint,
     FinishReason,
     ModelFacts,
+    ModelKind,
     Priority,
     SamplingOptions,
     StopOptions,
@@ -50,7 +51,7 @@ class EngineOptions(Frame):
     output_reserve_tokens: int
     ack_window_steps: int
     overtakes_max: int = 16
-    embedding: bool = False
+    kind: ModelKind = ModelKind.GENERATE
     stall_factor: float = 20.0
     cells_min: int = 0
     memory_reserve_bytes: int = 0
@@ -95,7 +96,7 @@ class Submit(Frame, tag="submit"):
 
 
 class SubmitEmbed(Frame, tag="submit_embed"):
-    """Embed each token list; the answer is one `Embedded`."""
+    """Embed each token list, or score it; the answer is one `Embedded`."""
 
     ticket: int
     inputs: tuple[tuple[int, ...], ...]
@@ -204,7 +205,7 @@ class Step(Frame, tag="step"):
 
 
 class Embedded(Frame, tag="embedded"):
-    """The vectors of one SubmitEmbed, float32 little-endian, in order."""
+    """The vectors of one SubmitEmbed, float32 little-endian, in order; of a reranker, scores."""
 
     ticket: int
     size: int

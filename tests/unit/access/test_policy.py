@@ -34,6 +34,7 @@ def test_every_inference_verb_is_open_to_local_programs() -> None:
         "generate",
         "prioritise",
         "embed",
+        "rerank",
         "tokenize",
         "detokenize",
         "cancel",
