@@ -1,0 +1,194 @@
+"""Decide how many guesses of which choice go into a step: as many as pay, most often none.
+
+What this room does: weighs the chance of each guess against what its row costs, for all choices of
+a step together; keeps count of what was guessed and what was right.
+What it knows: the price of a step (`cost`), each choice's track (`draft`), and how far its own
+promises were kept.
+What it never does: change what is drawn. A guess is right if the choice would have drawn it anyway.
+
+A step is worth its tokens per ms. Each choice's own row brings one token; the guess at place i
+brings one with the chance that it and all before it are right, so guesses are taken in the order of
+their chance, for as long as the next one adds more tokens than it adds time, in proportion. Rows of
+prompts count as a token each. So guesses become dear by themselves: a step full of rows has no
+fixed costs left to share, and then only a certain guess would pay.
+
+The price is that of a step without guesses, measured with as many streams at least every
+`_PLAIN_STEPS` steps, and the cost model's price of a row for each guess. What that promises is held
+against what came, tokens per measured ms, and the next promises are believed by as much. While
+guesses are off that mistrust fades, over some thousand steps: what did not pay is tried again, for
+a step or two. Guesses begin where they promise 5 % more and go on while they promise 1 %.
+
+Where a step has a choice without guesses, that stream gains nothing from a longer step; then a step
+may be `stretch_max` times as long at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from appliance.runtime.cost import CostModel, StepShape
+from appliance.runtime.draft import DraftLimits, Score, Track
+
+_BEGIN = 1.05
+_GO_ON = 1.01
+_CHANCE_MIN = 0.1
+_INDEXED_MAX = 1024  # tokens indexed in one step for all choices: some tenths of a ms
+_FADING_STEPS = 2048.0
+_PLAIN_STEPS = 64
+_ROWS_MIN = 4
+_GROWTH = 2
+_WEIGHT = 0.1  # of the newest step in what is kept
+_WEIGHT_SHORTER = 0.4  # of the newest step in the time of a step without guesses
+_WEIGHT_LONGER = 0.1
+_OUTLIER = 2.0
+_WEIGHT_SHOWN = 0.05  # of the newest step in `gain`
+_NOTHING: tuple[int, ...] = ()
+
+
+class Speculation:
+    """The guesses of one engine's choices. Called by one thread; nothing here blocks.
+
+    `gain`: the tokens per ms of the latest steps as a multiple of what they would be without.
+    """
+
+    def __init__(self, limits: DraftLimits, cost: CostModel) -> None:
+        """Begin with no choice. `cost` is read, never changed."""
+        self.limits = limits
+        self.drafted_total = 0
+        self.accepted_total = 0
+        self.gain = 1.0
+        self._cost = cost
+        self._score = Score()
+        self._is_on = False
+        self._promised = 1.0
+        self._kept = 1.0
+        self._kept_step = 0
+        self._rows_paid = 0
+        self._plain: dict[int, tuple[float, int]] = {}  # streams: ms, step
+        self._step = 0
+
+    def open(self, tokens: Sequence[int]) -> Track:
+        """Begin to follow a choice that has these tokens."""
+        return Track(tokens, self.limits, self._score)
+
+    def draft(
+        self, tracks: Sequence[Track], rooms: Sequence[int], shape: StepShape, rows_max: int
+    ) -> list[tuple[int, ...]]:
+        """Guess for each track at most as many tokens as it has room for, `rows_max` in all.
+
+        `shape` is the step without guesses: a decode row for each track, and what it has of
+        prompts. Follow with `observe` if the step was evaluated.
+        """
+        left = _INDEXED_MAX
+        for track in tracks:
+            left -= track.index(left)
+        counts = self._counts(tracks, rooms, shape, rows_max)
+        self._is_on = any(counts)
+        return [
+            tuple(track.guess(count)) if count else _NOTHING
+            for track, count in zip(tracks, counts, strict=True)
+        ]
+
+    def observe(self, shape: StepShape, *, drafted: int, accepted: int, step_ms: float) -> None:
+        """Fold in a step: `shape` with the guesses among its decode rows; what they came to."""
+        self._step += 1
+        self.drafted_total += drafted
+        self.accepted_total += accepted
+        gain = 1.0
+        if not drafted:
+            self._measure_plain(shape, step_ms)
+        else:
+            gain = self._measured_gain(shape, drafted, accepted, step_ms)
+            kept = self._trust()
+            now = min(max(gain / self._promised, kept / _OUTLIER), kept * _OUTLIER)
+            self._kept = kept + _WEIGHT * (now - kept)
+            self._kept_step = self._step
+            self._rows_paid = drafted if gain > 1.0 else min(self._rows_paid, drafted // 2)
+        self.gain += _WEIGHT_SHOWN * (gain - self.gain)
+
+    # --- how many --------------------------------------------------------------------------------
+
+    def _counts(
+        self, tracks: Sequence[Track], rooms: Sequence[int], shape: StepShape, rows_max: int
+    ) -> list[int]:
+        """Find the counts with the most tokens per ms; all 0 if none promises enough."""
+        _, b, _, d = self._cost.coefficients
+        base_ms = ms = self._cost.predict_ms(shape)
+        row_ms = b + d * shape.kv_span
+        base = tokens = float(shape.decode + shape.prefill)
+        if base_ms <= 0.0 or not self._is_plain_known(shape):
+            return [0] * len(tracks)
+        offers = self._offers(tracks, rooms, row_ms * base / base_ms)
+        counts, best = [0] * len(tracks), [0] * len(tracks)
+        best_gain = (_GO_ON if self._is_on else _BEGIN) / self._trust()
+        limit = max(_ROWS_MIN, shape.decode, self._rows_paid * _GROWTH)
+        without = shape.decode  # choices without a guess
+        for chance, at in offers[: max(0, min(rows_max, limit))]:
+            if chance * ms <= row_ms * tokens:
+                break
+            ms += row_ms
+            tokens += chance
+            without -= not counts[at]
+            counts[at] += 1
+            gain = tokens / base * base_ms / ms
+            if gain > best_gain and (not without or ms <= base_ms * self.limits.stretch_max):
+                best_gain, best = gain, counts.copy()
+        self._promised = best_gain
+        return best
+
+    def _offers(
+        self, tracks: Sequence[Track], rooms: Sequence[int], chance_min: float
+    ) -> list[tuple[float, int]]:
+        """List (chance, track) of the guesses, the likeliest first; a track's own are in order."""
+        least = max(chance_min, _CHANCE_MIN)
+        offers = [
+            (chance, at)
+            for at, (track, room) in enumerate(zip(tracks, rooms, strict=True))
+            for chance in track.chances(min(room, self.limits.tokens_max), least)
+        ]
+        offers.sort(key=_chance, reverse=True)
+        return offers
+
+    # --- what came -------------------------------------------------------------------------------
+
+    def _trust(self) -> float:
+        """Say how much of a promise is kept, faded by the steps since that was last seen."""
+        fading = math.exp((self._kept_step - self._step) / _FADING_STEPS)
+        return 1.0 + (self._kept - 1.0) * fading
+
+    def _is_plain_known(self, shape: StepShape) -> bool:
+        """Say whether a step without guesses was measured lately; steps with prompts never are."""
+        if shape.prefill:
+            return True
+        _, step = self._plain.get(shape.decode, (0.0, -_PLAIN_STEPS))
+        return self._step - step < _PLAIN_STEPS
+
+    def _measure_plain(self, shape: StepShape, step_ms: float) -> None:
+        if shape.prefill or shape.decode > self.limits.streams_max:
+            return
+        before, step = self._plain.get(shape.decode, (step_ms, self._step))
+        if self._step - step > _FADING_STEPS:
+            before = step_ms
+        # What holds a step up only makes it longer: believe the short ones sooner.
+        weight = _WEIGHT_SHORTER if step_ms < before else _WEIGHT_LONGER
+        step_ms = min(step_ms, before * _OUTLIER)
+        self._plain[shape.decode] = (before + weight * (step_ms - before), self._step)
+
+    def _measured_gain(
+        self, shape: StepShape, drafted: int, accepted: int, step_ms: float
+    ) -> float:
+        plain = StepShape(
+            decode=shape.decode - drafted,
+            prefill=shape.prefill,
+            kv_span=max(0, shape.kv_span - drafted),
+        )
+        rows = plain.decode + plain.prefill
+        plain_ms = self._cost.predict_ms(plain)
+        if not plain.prefill:
+            plain_ms, _ = self._plain.get(plain.decode, (plain_ms, 0))
+        return (rows + accepted) / rows * plain_ms / max(step_ms, 1e-6)
+
+
+def _chance(offer: tuple[float, int]) -> float:
+    return offer[0]
