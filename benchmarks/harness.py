@@ -215,16 +215,10 @@ class Session:
 
     # --- loads -----------------------------------------------------------------------------------
 
-    def send(
-        self, side: Side, *parts: Part, seed: int, may_fail: bool = False
-    ) -> tuple[Report, dict[str, float]]:
-        """Run one load; return its report and the server's CPU seconds meanwhile.
-
-        It has a process of its own, but for small ones, which that would cost more than they do.
-        Raises RuntimeError if it fails.
-        """
+    def order(self, side: Side, *parts: Part, seed: int, may_fail: bool = False) -> Load:
+        """Describe a load for one side."""
         server = side.server
-        load = Load(
+        return Load(
             way=side.way,
             target=server.url if side.way == "rest" else server.socket,
             parts=parts,
@@ -235,6 +229,16 @@ class Session:
             may_fail=may_fail,
             extra=server.extra,
         )
+
+    def send(
+        self, side: Side, *parts: Part, seed: int, may_fail: bool = False
+    ) -> tuple[Report, dict[str, float]]:
+        """Run one load; return its report and the server's CPU seconds meanwhile.
+
+        It has a process of its own, but for small ones, which that would cost more than they do.
+        Raises RuntimeError if it fails.
+        """
+        server, load = side.server, self.order(side, *parts, seed=seed, may_fail=may_fail)
         before = server.cpu_s()
         try:
             report = run_here(load) if self.options.quick else run_load(load)

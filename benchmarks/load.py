@@ -75,7 +75,9 @@ class _Run:
 
     async def _request(self, one: Asked) -> None:
         sent = time.perf_counter()
-        timed = Timed(part=one.part.name, sent_s=sent - self._began, arrivals_s=[])
+        timed = Timed(
+            part=one.part.name, number=one.number, sent_s=sent - self._began, arrivals_s=[]
+        )
         self.timed.append(timed)
         try:
             async with asyncio.timeout(one.part.within_s or None):

@@ -56,6 +56,7 @@ class Timed(msgspec.Struct, kw_only=True):
     """One request: when it was sent, and when its deltas came, in seconds after that."""
 
     part: str
+    number: int = 0  # in its part, as it was drawn
     sent_s: float  # after the beginning of the load
     arrivals_s: list[float]
     total_s: float = 0.0
@@ -86,6 +87,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """One request to send: token ids, or what a user says."""
 
     part: Part
+    number: int
     token_ids: list[int]
     chat: str = ""
     schema: dict[str, Any] | None = None
@@ -120,6 +122,7 @@ def asked(load: Load) -> dict[str, list[list[Asked]]]:
             [
                 Asked(
                     part=part,
+                    number=at,
                     token_ids=shared + draw(own),
                     chat=part.chats[at % len(part.chats)] if part.chats else "",
                     schema=part.schemas[at % len(part.schemas)] if part.schemas else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.harness import Session
-from benchmarks.suites import arrivals, throughput
+from benchmarks.suites import arrivals, cancelling, chats, pressure, schemas, throughput
 
 # In this order; each keeps its samples in the session.
 SUITES: dict[str, Callable[[Session], None]] = {
@@ -14,4 +14,10 @@ SUITES: dict[str, Callable[[Session], None]] = {
     "first-token": arrivals.first_token,
     "gap": arrivals.gap,
     "shared-prefix": arrivals.shared_prefix,
+    "busy": pressure.busy,
+    "cells": pressure.cells,
+    "fairness": pressure.fairness,
+    "cancel": cancelling.cancel,
+    "schema": schemas.schema,
+    "chats": chats.chats,
 }
