@@ -282,9 +282,16 @@ class Daemon:
                     raise ConfigError(key="models", reason=reason)
                 seen[key] = model.path
             audit.record(self._operator, Verb.REGISTER_VERSION, version.label, "ok")
-            await router.serve(version, path, model)
-            took_ms = round(monotonic_ms() - begun_ms, 1)
-            logs.event("model_ready", model=version.label, digest=version.digest, load_ms=took_ms)
+            facts = await router.serve(version, path, model)
+            logs.event(
+                "model_ready",
+                model=version.label,
+                digest=version.digest,
+                load_ms=round(monotonic_ms() - begun_ms, 1),
+                memory_kind=facts.memory_kind.value,
+                cache_layout=facts.cache_layout.value,
+                cache_layout_reason=facts.cache_layout_reason,
+            )
 
     async def _tell_progress(self, router: Router) -> None:
         while True:

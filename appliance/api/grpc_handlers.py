@@ -298,5 +298,8 @@ def _facts(facts: ModelFacts | None) -> model_pb2.ModelFacts | None:
     if facts is None:
         return None
     names = {field.name for field in model_pb2.ModelFacts.DESCRIPTOR.fields}
-    given = msgspec.structs.asdict(facts) | {"memory_kind": facts.memory_kind.value}
+    given = msgspec.structs.asdict(facts) | {
+        "memory_kind": facts.memory_kind.value,
+        "cache_layout": facts.cache_layout.value,
+    }
     return model_pb2.ModelFacts(**{name: given[name] for name in names})

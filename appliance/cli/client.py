@@ -78,6 +78,9 @@ class ServedFacts(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_per_token: int
     sequences_max: int
     memory_kind: str
+    cache_layout: str
+    cache_layout_reason: str
+    partitioned_speedup: float
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -232,7 +232,7 @@ def _engine_contradictions(engine: Engine) -> Iterator[tuple[str, str]]:
 
 def _model_contradictions(model: Model, engine: Engine) -> Iterator[tuple[str, str]]:
     """Hold what one model has of its own against what it has in common with the others."""
-    for key in ("cache_type_k", "cache_type_v"):
+    for key in ("cache_type_k", "cache_type_v", "cache_layout"):
         if model.embedding and getattr(model, key):
             yield f"models.{key}", "is for generating models: an embedding keeps no cache"
     if engine.flash_attention == "off" and model.cache_type_v.startswith("q"):

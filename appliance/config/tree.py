@@ -23,6 +23,8 @@ _GIB = 1024**3
 
 # ggml's types that llama.cpp can keep a KV cache in.
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+# How the sequences of a model share its KV cells.
+CacheLayout: TypeAlias = Literal["auto", "unified", "partitioned"]
 
 
 class Server(Section):
@@ -147,6 +149,10 @@ class Model(Section):
         Literal["", CacheType],
         Meta(description="As engine.cache_type_v, of this model; empty: that one."),
     ] = ""
+    cache_layout: Annotated[
+        Literal["", CacheLayout],
+        Meta(description="As engine.cache_layout, of this model; empty: that one."),
+    ] = ""
 
 
 class Engine(Section):
@@ -197,6 +203,17 @@ class Engine(Section):
             description=(
                 "Whether attention is computed without a matrix of all scores; auto: where the "
                 "model and the device can."
+            )
+        ),
+    ] = "auto"
+    cache_layout: Annotated[
+        CacheLayout,
+        Meta(
+            description=(
+                "How sequences share cells_total: unified, all cells for all, and prefixes are "
+                "shared; partitioned, an equal part for each, which bounds the context; auto: "
+                "what a measurement at load says, unified where a part would hold less than a "
+                "context."
             )
         ),
     ] = "auto"

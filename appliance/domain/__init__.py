@@ -53,6 +53,7 @@ from appliance.domain.asked import (
     ToolChoiceMode,
 )
 from appliance.domain.served import (
+    CacheLayout,
     Client,
     ClientKind,
     Digest,
@@ -86,6 +87,7 @@ __all__ = [
     "TEMPERATURE_MAX",
     "TOP_LOGPROBS_MAX",
     "Accepted",
+    "CacheLayout",
     "ChatPrompt",
     "ChoiceEnd",
     "Client",

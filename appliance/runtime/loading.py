@@ -9,13 +9,14 @@ What it never does: leave a half-loaded model behind with the process going on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from appliance.domain import ModelFacts, ModelKind
 from appliance.errors import ModelUnloadable
+from appliance.runtime.cache_layout import LayoutChoice, settle_layout
 from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.devices import available_bytes
@@ -71,13 +72,21 @@ def load(
             cells = fit_cells(head, options, available_bytes())
             options = msgspec.structs.replace(options, cells_total=cells)
         model = Model(path, gpu_layers=options.gpu_layers, on_progress=on_progress)
-        context = model.open_context(_context_options(options))
+        wanted, layout = settle_layout(
+            options.cache_layout,
+            model,
+            _context_options(options),
+            options.context_tokens,
+            clock,
+        )
+        context = model.open_context(wanted)
         _check_kind(model, context, options.kind)
         cost = CostModel()
         if options.kind is not ModelKind.GENERATE:
             return _embedding_engine(options, model, context, cost, clock)
         warm_up(context, cost, clock)
-        return _generating_engine(options, model, context, cost, clock)
+        loaded = _generating_engine(options, model, context, cost, clock)
+        return replace(loaded, facts=_with_layout(loaded.facts, layout))
     except (GgufFault, EngineFault) as error:
         raise ModelUnloadable(path=options.path, reason=str(error)) from error
 
@@ -218,6 +227,15 @@ def _facts(
         kv_bytes_per_token=kv_bytes_per_token,
         sequences_max=context.sequences_max,
         memory_kind=context.memory_kind,
+    )
+
+
+def _with_layout(facts: ModelFacts, choice: LayoutChoice) -> ModelFacts:
+    return msgspec.structs.replace(
+        facts,
+        cache_layout=choice.layout,
+        cache_layout_reason=choice.reason,
+        partitioned_speedup=round(choice.speedup, 3),
     )
 
 

@@ -89,8 +89,8 @@ class Router:
             self._group = None
             self._closed.set()
 
-    async def serve(self, version: ModelVersion, path: Path, settings: Model) -> None:
-        """Load a version in a worker of its own; return when it answers.
+    async def serve(self, version: ModelVersion, path: Path, settings: Model) -> ModelFacts:
+        """Load a version in a worker of its own; return its facts when it answers.
 
         Progress shows in `models()`. Cancelling takes the version out again.
 
@@ -139,6 +139,8 @@ class Router:
             if not ready:
                 self._tasks.pop(version.digest).cancel()
                 del self._served[version.digest]
+        assert served.facts is not None, "a version that is ready has facts"
+        return served.facts
 
     def drain(self) -> None:
         """Admit nothing more; what was admitted goes on. Idempotent, does not block."""
@@ -328,6 +330,7 @@ def _engine_options(
         cache_type_k=(settings.cache_type_k or engine.cache_type_k) if caches else "f16",
         cache_type_v=(settings.cache_type_v or engine.cache_type_v) if caches else "f16",
         flash_attention=engine.flash_attention,
+        cache_layout=settings.cache_layout or engine.cache_layout,
     )
 
 

@@ -50,6 +50,8 @@ def test_status_tells_models_states_load_and_workers(daemon: RunningDaemon, run:
     assert model["worker_pid"] in {child.pid for child in daemon.children()}
     assert model["kv_cells_used"] == 0 < model["facts"]["context_tokens"]
     assert model["facts"]["memory_kind"] == "cuttable"
+    assert model["facts"]["cache_layout"] == "unified"
+    assert model["facts"]["cache_layout_reason"]
 
 
 def test_status_shows_a_person_one_row_for_each_model(run: Run) -> None:

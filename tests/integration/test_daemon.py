@@ -310,6 +310,8 @@ def test_a_known_file_is_not_hashed_again_and_keeps_its_version(tmp_path: Path) 
             assert daemon.wait() == 0
     assert digests[0] == digests[1]
     assert digests[0][0] == "mine@2"
+    assert (line["memory_kind"], line["cache_layout"]) == ("cuttable", "unified")
+    assert "of a context" in line["cache_layout_reason"]
 
 
 def test_the_log_is_one_json_object_a_line_and_never_holds_a_prompt(tmp_path: Path) -> None:

@@ -223,6 +223,10 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
             "models.cache_type_k",
         ),
         (
+            {"models": [{"path": "a", "embedding": True, "cache_layout": "unified"}]},
+            "models.cache_layout",
+        ),
+        (
             {
                 "models": [{"path": "a", "sequences_max": 256}],
                 "engine.batch_tokens": 128,

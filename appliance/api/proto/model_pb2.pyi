@@ -47,7 +47,7 @@ MODEL_KIND_EMBED: ModelKind
 MODEL_KIND_RERANK: ModelKind
 
 class ModelFacts(_message.Message):
-    __slots__ = ("architecture", "description", "parameters_count", "size_bytes", "context_tokens", "context_train_tokens", "embedding_size", "vocabulary_size", "pooling", "has_chat_template", "kv_bytes_per_token", "sequences_max", "memory_kind")
+    __slots__ = ("architecture", "description", "parameters_count", "size_bytes", "context_tokens", "context_train_tokens", "embedding_size", "vocabulary_size", "pooling", "has_chat_template", "kv_bytes_per_token", "sequences_max", "memory_kind", "cache_layout", "cache_layout_reason", "partitioned_speedup")
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,9 @@ class ModelFacts(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_MAX_FIELD_NUMBER: _ClassVar[int]
     MEMORY_KIND_FIELD_NUMBER: _ClassVar[int]
+    CACHE_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_LAYOUT_REASON_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONED_SPEEDUP_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     description: str
     parameters_count: int
@@ -74,7 +77,10 @@ class ModelFacts(_message.Message):
     kv_bytes_per_token: int
     sequences_max: int
     memory_kind: str
-    def __init__(self, architecture: _Optional[str] = ..., description: _Optional[str] = ..., parameters_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., context_tokens: _Optional[int] = ..., context_train_tokens: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., pooling: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., kv_bytes_per_token: _Optional[int] = ..., sequences_max: _Optional[int] = ..., memory_kind: _Optional[str] = ...) -> None: ...
+    cache_layout: str
+    cache_layout_reason: str
+    partitioned_speedup: float
+    def __init__(self, architecture: _Optional[str] = ..., description: _Optional[str] = ..., parameters_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., context_tokens: _Optional[int] = ..., context_train_tokens: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., pooling: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., kv_bytes_per_token: _Optional[int] = ..., sequences_max: _Optional[int] = ..., memory_kind: _Optional[str] = ..., cache_layout: _Optional[str] = ..., cache_layout_reason: _Optional[str] = ..., partitioned_speedup: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "version", "digest", "origin", "role", "state", "loading_ratio", "reason", "facts", "running_count", "waiting_count", "worker_pid", "worker_restarts", "kv_cells_used", "kv_cells_total", "kind")

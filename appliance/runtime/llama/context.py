@@ -277,6 +277,11 @@ class Context:
         if self._memory:
             lib.llama_memory_clear(self._memory, True)  # noqa: FBT003 - ctypes takes no keywords
 
+    def close(self) -> None:
+        """Free the context and its memory; nothing of it may be used afterwards."""
+        lib.llama_free(self.pointer)
+        self.pointer = None
+
     def position_max(self, seq_id: int) -> int:
         """Find the last position that a sequence holds, -1 if it is empty."""
         if not self._memory:

@@ -130,6 +130,13 @@ class Model:
             or lib.llama_model_is_hybrid(self.pointer)
         )
 
+    def open_trial(self, options: ContextOptions) -> Context | None:
+        """Make a context to measure with, before the one that serves; None: too little memory."""
+        context = Context(self, options)
+        if self._log is not None:
+            self._log.clear()  # what it said of this one is no reason why another fails
+        return context if context.pointer else None
+
     def open_context(self, options: ContextOptions) -> Context:
         """Make the one context of this process, and stop listening to llama.cpp's log.
 

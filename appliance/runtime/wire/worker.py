@@ -34,7 +34,8 @@ class EngineOptions(Frame):
 
     cells_total is what is wanted; where memory is short the worker takes fewer, but never fewer
     than cells_min, and leaves memory_reserve_bytes to everybody else. cache_type_k and _v are names
-    of ggml's types, flash_attention is "auto", "on" or "off" (see `config`).
+    of ggml's types, flash_attention is "auto", "on" or "off", cache_layout "auto", "unified" or
+    "partitioned" (see `config`).
     """
 
     path: str
@@ -58,6 +59,7 @@ class EngineOptions(Frame):
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attention: str = "auto"
+    cache_layout: str = "auto"
 
 
 class Start(Frame, tag="start"):

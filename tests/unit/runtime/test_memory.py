@@ -176,15 +176,18 @@ def test_what_cannot_be_cut_says_so_and_stays_as_it_was(
     assert not context.cut(0, 20)
     assert context.cut(0, len(PROMPT))  # there is nothing to cut
     with pytest.raises(AssertionError):
-        context.copy_prefix(0, 1, 20)
+        context.copy_prefix(0, 1, 20)  # llama.cpp would do it, or abort
     assert gap(evaluate(context, 0, NEXT), fresh(models[name], PROMPT, NEXT)) < CLOSE
     assert context.cut(0, 0)
     assert gap(evaluate(context, 0, PROMPT), fresh(models[name], PROMPT)) < CLOSE
 
 
+@pytest.mark.parametrize("kv_unified", [True, False])
 @pytest.mark.parametrize("name", ["llama", *WHOLE])
-def test_a_whole_sequence_can_be_copied(models: dict[str, Model], name: str) -> None:
-    context = opened(models[name])
+def test_a_whole_sequence_can_be_copied(
+    models: dict[str, Model], name: str, *, kv_unified: bool
+) -> None:
+    context = opened(models[name], kv_unified=kv_unified)
     evaluate(context, 0, PROMPT)
     context.copy(0, 3)
     expected = fresh(models[name], PROMPT, NEXT)

@@ -1,4 +1,4 @@
-"""Models with a sliding window or a recurrent state are served, and never wrongly."""
+"""Every kind of memory in every layout is served, and never wrongly."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain import MemoryKind, StopOptions
+from appliance.domain import CacheLayout, MemoryKind, StopOptions
 from appliance.runtime import wire
 from tests.integration.test_worker import assert_same
 from tests.integration.worker_process import Worker, start
-from tools.gguf_writer import WINDOW_TOKENS, Architecture, byte_vocabulary, write_other
+from tools.gguf_writer import (
+    SHAPES,
+    WINDOW_TOKENS,
+    Architecture,
+    Quantisation,
+    byte_vocabulary,
+    write_llama,
+    write_other,
+)
 
 __all__ = ["start"]  # a fixture
 
@@ -19,17 +27,23 @@ SHARED = tuple(range(40, 40 + 3 * WINDOW_TOKENS))
 STOP = StopOptions(max_tokens=2 * WINDOW_TOKENS, ignore_eos=True)
 
 
-@pytest.mark.parametrize("architecture", list(Architecture))
+@pytest.mark.parametrize("layout", list(CacheLayout))
+@pytest.mark.parametrize("name", ["llama", *Architecture])
 def test_requests_with_a_common_prefix_get_what_each_gets_alone(
-    tmp_path: Path, start: Callable[..., Worker], architecture: Architecture
+    tmp_path: Path, start: Callable[..., Worker], name: str, layout: CacheLayout
 ) -> None:
     path = tmp_path / "model.gguf"
-    write_other(path, architecture, byte_vocabulary(), seed=2)
-    worker = start(path, batch_tokens=32)  # a prompt takes several steps
+    if name == "llama":
+        write_llama(path, SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0, seed=2)
+    else:
+        write_other(path, Architecture(name), byte_vocabulary(), seed=2)
+    # A prompt takes several steps.
+    worker = start(path, batch_tokens=32, sequences_max=8, cache_layout=layout.value)
     ready = worker.ready()
     assert isinstance(ready, wire.Ready)
-    assert ready.facts.memory_kind is MemoryKind.WHOLE
-    assert ready.facts.architecture == architecture.value
+    kind = MemoryKind.CUTTABLE if name == "llama" else MemoryKind.WHOLE
+    facts = ready.facts
+    assert (facts.architecture, facts.memory_kind, facts.cache_layout) == (name, kind, layout)
 
     prompts = [(*SHARED, *tail) for tail in ((), (9,), (7, 8, 9), (7, 8, 10))]
     alone = [worker.run(prompt, stop=STOP, top_logprobs=2).only for prompt in prompts]
