@@ -15,7 +15,7 @@ KV_USED = "appliance_kv_cells_used"
 KV_PARKED = "appliance_kv_cells_parked"  # kept as cache, given up when anybody needs them
 STEPS = "appliance_step_seconds_count"
 RUNNING, WAITING = "appliance_requests_running", "appliance_requests_waiting"
-SEQUENCES = "appliance_sequences_used"
+RESTARTS, PREEMPTIONS = "appliance_worker_restarts_total", "appliance_preemptions_total"
 
 _LINE = re.compile(rb"^([a-z_:]+)(?:\{[^}]*\})? ([0-9.eE+-]+|NaN)$", re.MULTILINE)
 

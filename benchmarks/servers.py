@@ -45,6 +45,7 @@ class Settings:
     cells: int
     shared: bool | None = None
     prompt_cache: bool = True
+    adapters: tuple[tuple[str, Path], ...] = ()  # of ours: names and files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,10 @@ def appliance(settings: Settings, scratch: Path, *, name: str = "ours") -> Itera
     place = scratch / f"appliance-{port}"
     place.mkdir()
     config = place / "appliance.toml"
+    adapters = "".join(
+        f'[[models.adapters]]\nname = "{known_as}"\npath = "{path}"\n'
+        for known_as, path in settings.adapters
+    )
     threads = "" if settings.threads == CORES else f"threads = {settings.threads}\n"
     config.write_text(
         f"""
@@ -160,7 +165,7 @@ cells_total = {settings.cells}
 [[models]]
 path = "{settings.model}"
 name = "bench"
-""",
+{adapters}""",
         encoding="utf-8",
     )
     url = f"http://127.0.0.1:{port}"
