@@ -46,6 +46,7 @@ from appliance.domain import (
     EmbedResult,
     Event,
     GenerateRequest,
+    InfillPrompt,
     ModelKind,
     ModelStatus,
     ModelVersion,
@@ -214,6 +215,8 @@ class Service:
             return ()
         if isinstance(request.prompt, TextPrompt):
             text = request.prompt.text
+        elif isinstance(request.prompt, InfillPrompt):
+            text = request.prompt.prefix
         else:
             text = await self._router.detokenize(version, prepared.token_ids)
         return tuple(Delta(choice=choice, text=text) for choice in range(request.output.n))

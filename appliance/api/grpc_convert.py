@@ -29,6 +29,8 @@ from appliance.domain import (
     Final,
     FinishReason,
     GenerateRequest,
+    InfillFile,
+    InfillPrompt,
     Message,
     OutputOptions,
     Priority,
@@ -112,6 +114,12 @@ def read_generate(given: pb.GenerateInput, deadline_ms: float | None) -> Generat
         prompt = TextPrompt(text=given.text)
     elif kind == "token_ids":
         prompt = TokenPrompt(token_ids=tuple(given.token_ids.ids))
+    elif kind == "infill":
+        prompt = InfillPrompt(
+            prefix=given.infill.prefix,
+            suffix=given.infill.suffix,
+            files=tuple(InfillFile(text=f.text, name=f.name) for f in given.infill.files),
+        )
     else:
         raise InvalidRequest(field="prompt", reason="is missing")
     return _request(given, prompt, deadline_ms)

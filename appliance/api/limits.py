@@ -20,6 +20,7 @@ from appliance.domain import (
     ConstraintKind,
     EmbedRequest,
     GenerateRequest,
+    InfillPrompt,
     Prompt,
     RequestId,
     RerankRequest,
@@ -139,6 +140,10 @@ def _refuse(wrong: bool, field: str, reason: str) -> None:  # noqa: FBT001 - rea
 def _check_prompt(field: str, prompt: Prompt, limits: Limits) -> None:
     if isinstance(prompt, ChatPrompt):
         _check_chat(prompt, limits)
+    elif isinstance(prompt, InfillPrompt):
+        count, limit = len(prompt.files), limits.infill_files
+        _refuse(count > limit, "input_extra", f"has {count} entries; the limit is {limit}")
+        _refuse(not (prompt.prefix or prompt.suffix), field, "is empty, and so is the suffix")
     elif isinstance(prompt, TokenPrompt):
         _refuse(not prompt.token_ids, field, "is empty")
         _check_token_ids(field, prompt.token_ids)
@@ -200,6 +205,9 @@ def _prompt_bytes(prompt: Prompt) -> int:
         return len(prompt.text.encode())
     if isinstance(prompt, TokenPrompt):
         return len(prompt.token_ids)
+    if isinstance(prompt, InfillPrompt):
+        files = (file.name + file.text for file in prompt.files)
+        return sum(len(text.encode()) for text in (prompt.prefix, prompt.suffix, *files))
     texts = [
         text
         for message in prompt.messages

@@ -30,6 +30,7 @@ from appliance.domain import (
     ChatPrompt,
     EmbedRequest,
     GenerateRequest,
+    InfillPrompt,
     OutputOptions,
     RequestId,
     SamplingOptions,
@@ -100,8 +101,8 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         request_id=request_id,
         model=chat.model,
         prompt=ChatPrompt(messages=messages_of(chat), tools=tools, tool_choice=choice),
-        sampling=_sampling(chat),
-        stop=_stop(chat, _output_tokens(chat)),
+        sampling=sampling_of(chat),
+        stop=stop_of(chat, _output_tokens(chat)),
         output=OutputOptions(n=_n(chat), top_logprobs=_chat_logprobs(chat)),
         constraint=constraint,
         priority=priority_of(chat),
@@ -130,11 +131,9 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
     refuse(members, REFUSED_ANY)
     asked = convert(members, CompletionBody)
     ignored: list[str] = []
-    if asked.suffix:
-        raise InvalidRequest(field="suffix", reason="filling in the middle is not served here")
     if asked.best_of is not None and asked.best_of != _n(asked):
         raise InvalidRequest(field="best_of", reason="must be equal to 'n' if it is given")
-    prompts = _inputs("prompt", asked.prompt)
+    prompts = _with_suffix(_inputs("prompt", asked.prompt), asked.suffix)
     if len(prompts) > PROMPTS_MAX:
         raise InvalidRequest(
             field="prompt", reason=f"has {len(prompts)} prompts; the limit is {PROMPTS_MAX}"
@@ -146,8 +145,8 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
             request_id=RequestId(request_id if len(prompts) == 1 else f"{request_id}-{index}"),
             model=asked.model,
             prompt=prompt,
-            sampling=_sampling(asked),
-            stop=_stop(asked, tokens),
+            sampling=sampling_of(asked),
+            stop=stop_of(asked, tokens),
             output=OutputOptions(n=_n(asked), top_logprobs=asked.logprobs, echo=bool(asked.echo)),
             priority=priority_of(asked),
             cache_salt=asked.cache_salt or "",
@@ -186,7 +185,8 @@ def read_embeddings(body: bytes, request_id: RequestId) -> EmbeddingsAsked:
 # --- parameters -----------------------------------------------------------------------------------
 
 
-def _sampling(body: SamplingBody) -> SamplingOptions:
+def sampling_of(body: SamplingBody) -> SamplingOptions:
+    """Read how tokens are drawn."""
     given: dict[str, Any] = {
         name: value
         for name in (
@@ -218,7 +218,8 @@ def _logit_bias(given: dict[str, float] | None) -> dict[int, float]:
     return biases
 
 
-def _stop(body: SamplingBody, max_tokens: int | None) -> StopOptions:
+def stop_of(body: SamplingBody, max_tokens: int | None) -> StopOptions:
+    """Read when generation ends."""
     strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return StopOptions(
         max_tokens=max_tokens,
@@ -259,6 +260,18 @@ def _include_usage(body: SamplingBody, ignored: list[str]) -> bool:
 
 def _include_progress(body: SamplingBody) -> bool:
     return body.stream_options is not None and bool(body.stream_options.include_progress)
+
+
+def _with_suffix(
+    prompts: tuple[TextPrompt | TokenPrompt, ...], suffix: str | None
+) -> tuple[TextPrompt | TokenPrompt | InfillPrompt, ...]:
+    """Put the suffix after each prompt: what is wanted then stands between them."""
+    if not suffix:
+        return prompts
+    texts = [prompt.text for prompt in prompts if isinstance(prompt, TextPrompt)]
+    if len(texts) != len(prompts):
+        raise InvalidRequest(field="suffix", reason="needs the prompt as text, not as tokens")
+    return tuple(InfillPrompt(prefix=text, suffix=suffix) for text in texts)
 
 
 def _inputs(

@@ -27,18 +27,20 @@ from appliance.domain import (
     Final,
     JsonObject,
     Progress,
+    Timings,
     ToolCallMade,
     Usage,
 )
 
 
 class Whole:
-    """Collect what one request brings. `accepted` and `usage` are there after Final."""
+    """Collect what one request brings. `accepted`, `usage`, `timings` are there after Final."""
 
     def __init__(self, choices: int) -> None:
         self.parts = [ChoiceParts() for _ in range(choices)]
         self.accepted: Accepted | None = None
         self.usage = Usage(prompt_tokens=0, completion_tokens=0)
+        self.timings = Timings()
 
     def head(self, head: Head) -> Head:
         """Complete what the answer says of itself; call after Final."""
@@ -58,6 +60,7 @@ class Whole:
             self.accepted = event
         elif isinstance(event, Final):
             self.usage = event.usage
+            self.timings = event.timings
 
 
 class ChatChunks:

@@ -29,6 +29,7 @@ class RerankBody(Shape):
     top_n: int | None = None
     return_documents: bool | None = None
     user: str | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class RerankAsked:
     request: RerankRequest
     return_documents: bool
     user: str
+    timeout_s: float | None
 
 
 def read_rerank(body: bytes, request_id: RequestId) -> RerankAsked:
@@ -58,6 +60,7 @@ def read_rerank(body: bytes, request_id: RequestId) -> RerankAsked:
         ),
         return_documents=bool(asked.return_documents),
         user=asked.user or "",
+        timeout_s=asked.timeout,
     )
 
 

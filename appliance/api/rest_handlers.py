@@ -15,6 +15,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from appliance.api.generate import Service
+from appliance.api.infill_json import InfillChunks, infill_answer, read_infill
 from appliance.api.openai import Asked, read_chat, read_completion, read_embeddings
 from appliance.api.openai_answers import (
     Head,
@@ -60,6 +61,7 @@ class Handlers:
         return [
             web.post("/v1/chat/completions", self.chat, expect_handler=expect),
             web.post("/v1/completions", self.completions, expect_handler=expect),
+            web.post("/infill", self.infill, expect_handler=expect),
             web.post("/v1/embeddings", self.embeddings, expect_handler=expect),
             *(web.post(path, self.rerank, expect_handler=expect) for path in _RERANK_PATHS),
             web.get("/v1/models", self.models),
@@ -119,6 +121,16 @@ class Handlers:
         )
         return await self._stream(request, client, asked, chunks.turn, chunks.last)
 
+    async def infill(self, request: web.Request) -> web.StreamResponse:
+        """POST /infill, as llama-server answers it: a stream has no [DONE]."""
+        asked = read_infill(await self._body(request), request[REQUEST_ID])
+        client = self._client(request, asked.user)
+        if not asked.stream:
+            whole = (await self._collect(client, asked))[0]
+            return json_response(infill_answer(whole), headers=_ignored(asked.ignored))
+        chunks = InfillChunks()
+        return await self._stream(request, client, asked, chunks.turn, chunks.last, done=False)
+
     async def _collect(self, client: Client, asked: Asked) -> list[Whole]:
         wholes = [Whole(one.output.n) for one in asked.requests]
 
@@ -135,6 +147,8 @@ class Handlers:
         asked: Asked,
         turn: Callable[[int, Event], list[JsonObject]],
         last: Callable[[], list[JsonObject]],
+        *,
+        done: bool = True,
     ) -> web.StreamResponse:
         """Stream the chunks; an error after the first one is the last event."""
         headers = {"X-Request-Id": request[REQUEST_ID], **self._guard.cors(request)}
@@ -152,7 +166,7 @@ class Handlers:
         try:
             await self._run(client, asked, take)
             await stream.send(last())
-            await stream.end()
+            await stream.end(done=done)
         except ClientTooSlow:
             if not stream.opened:
                 raise
@@ -196,7 +210,9 @@ class Handlers:
     async def rerank(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/rerank."""
         asked = read_rerank(await self._body(request), request[REQUEST_ID])
-        result = await self._service.rerank(self._client(request, asked.user), asked.request)
+        client = self._client(request, asked.user)
+        deadline_ms = self._service.deadline(asked.timeout_s)
+        result = await self._service.rerank(client, replace(asked.request, deadline_ms=deadline_ms))
         return json_response(rank_list(asked, result))
 
     async def models(self, request: web.Request) -> web.StreamResponse:

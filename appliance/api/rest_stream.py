@@ -83,9 +83,9 @@ class EventStream:
             data = b"".join(b"data: " + encode(body) + b"\n\n" for body in objects)
             await self._bounded(self._write(data))
 
-    async def end(self) -> None:
-        """Send the end of a stream that ended well. Raises as `send`."""
-        await self._bounded(self._finish(_DONE))
+    async def end(self, *, done: bool = True) -> None:
+        """End a stream that ended well; `done`: with OpenAI's own last event. Raises as `send`."""
+        await self._bounded(self._finish(_DONE if done else b""))
 
     async def fail(self, body: JsonObject) -> None:
         """Send an error as the last event; the stream ends without its [DONE]. Raises as `send`."""
@@ -100,7 +100,8 @@ class EventStream:
         await self._response.write(data)
 
     async def _finish(self, data: bytes) -> None:
-        await self._write(data)
+        if data:
+            await self._write(data)
         await self._response.write_eof()
 
     async def _bounded(self, write: Coroutine[None, None, None]) -> None:

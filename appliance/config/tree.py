@@ -327,6 +327,9 @@ class Limits(Section):
     embed_inputs: Annotated[
         int, Meta(ge=1, le=65_536, description="Inputs of one embedding request.")
     ] = 2048
+    infill_files: Annotated[
+        int, Meta(ge=0, le=65_536, description="Other files beside the one to fill in.")
+    ] = 256
     rerank_documents: Annotated[
         int, Meta(ge=1, le=65_536, description="Documents of one rerank request.")
     ] = 1024

@@ -201,6 +201,21 @@ class ChatPrompt(Value, tag="chat"):
     tool_choice: ToolChoice = ToolChoice()
 
 
+class InfillFile(Value):
+    """A file, or a piece of one, that may help to fill in the middle of another."""
+
+    text: str
+    name: str = ""
+
+
+class InfillPrompt(Value, tag="infill"):
+    """What stands before and after the text that is wanted; all of it is only ever text."""
+
+    prefix: str
+    suffix: str
+    files: tuple[InfillFile, ...] = ()
+
+
 class RankPrompt(Value, tag="rank"):
     """A query and a document as one input of a reranker; both are only ever text."""
 
@@ -208,7 +223,7 @@ class RankPrompt(Value, tag="rank"):
     document: str
 
 
-Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
+Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt | InfillPrompt
 
 
 class Priority(enum.Enum):

@@ -19,6 +19,7 @@ from appliance.domain import (
     ChatPrompt,
     Constraint,
     EmbedResult,
+    InfillPrompt,
     ModelFacts,
     ModelKind,
     ModelStatus,
@@ -281,6 +282,9 @@ def _check_bytes(prompt: Prompt | RankPrompt, bytes_max: int) -> None:
     """Refuse a prompt whose text alone is over the bound; a character has one byte at least."""
     if isinstance(prompt, TextPrompt):
         size = len(prompt.text)
+    elif isinstance(prompt, InfillPrompt):
+        size = len(prompt.prefix) + len(prompt.suffix)
+        size += sum(len(file.text) + len(file.name) for file in prompt.files)
     elif isinstance(prompt, RankPrompt):
         size = len(prompt.query) + len(prompt.document)
     elif isinstance(prompt, ChatPrompt):

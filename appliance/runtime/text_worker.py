@@ -19,7 +19,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from appliance.domain import ChatPrompt, Constraint, RankPrompt, TextPrompt
+from appliance.domain import ChatPrompt, Constraint, InfillPrompt, RankPrompt, TextPrompt
 from appliance.errors import (
     ApplianceError,
     ContextTooLong,
@@ -27,7 +27,7 @@ from appliance.errors import (
     ModelNotServed,
     ModelUnloadable,
 )
-from appliance.runtime import constrain, gguf, llama, wire
+from appliance.runtime import constrain, gguf, infill, llama, wire
 from appliance.runtime.chat import Guard, Template, demanded_call
 
 EXIT_ASKED = 0
@@ -123,6 +123,26 @@ class Vocabulary:
         ids += self.tokenize(prompt.query, add_special=False, parse_special=False) + ends
         ids += [tokens.sep_id] if tokens.adds_sep else []
         ids += self.tokenize(prompt.document, add_special=False, parse_special=False) + ends
+        return tuple(ids)
+
+    def infill(self, prompt: InfillPrompt, *, add_bos: bool, limit_tokens: int) -> tuple[int, ...]:
+        """Tokenise what stands before and after a gap, as `infill.layout` says.
+
+        Raises:
+            InvalidRequest: the model has no tokens for it.
+            ContextTooLong: it can't fit.
+        """
+        ids = [self._tokens.bos_id] if add_bos and self._tokens.adds_bos else []
+        parts = tuple(infill.layout(prompt, self._tokens.infill))
+        texts = (part.text for part in parts if not isinstance(part, int))
+        self._check_length("".join(texts), limit_tokens)
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            elif part.text:
+                goes_on = isinstance(part, infill.Going)
+                call = self._tokenize_on if goes_on else self.tokenize
+                ids += call(part.text, add_special=False, parse_special=False)
         return tuple(ids)
 
     def _cut_and_tokenize(
@@ -350,6 +370,8 @@ def prepare(vocabulary: Vocabulary, frame: wire.Prepare) -> wire.Prepared:
             parse_special=frame.parse_special,
             limit_tokens=limit_tokens,
         )
+    elif isinstance(prompt, InfillPrompt):
+        token_ids = vocabulary.infill(prompt, add_bos=frame.add_bos, limit_tokens=limit_tokens)
     elif isinstance(prompt, RankPrompt):
         token_ids = vocabulary.rank(prompt, limit_tokens)
     else:

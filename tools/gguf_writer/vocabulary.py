@@ -70,6 +70,11 @@ _MERGES = (
 BEGIN, END, TURN_BEGIN, TURN_END = "<s>", "</s>", "<|im_start|>", "<|im_end|>"
 _CONTROL = (BEGIN, END, TURN_BEGIN, TURN_END)
 _USER_DEFINED = ("<tool_call>", "</tool_call>")
+# Qwen's names, by which llama.cpp knows them.
+INFILL = (
+    *("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -78,15 +83,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_vocabulary() -> Vocabulary:
+def byte_vocabulary(*, infill: bool = False) -> Vocabulary:
     """Make a byte-level BPE tokenizer: 256 bytes, some merges, and ChatML-like special tokens.
 
-    Any text can be tokenised, and any token sequence without special tokens is bytes.
+    Any text can be tokenised, and any token sequence without special tokens is bytes. `infill` adds
+    the tokens of models that fill in the middle.
     """
     plain = [_byte_letter(byte) for byte in range(256)] + [m.replace(" ", "") for m in _MERGES]
-    tokens = [*plain, *_CONTROL, *_USER_DEFINED]
+    fill = INFILL if infill else ()
+    tokens = [*plain, *_CONTROL, *_USER_DEFINED, *fill]
     types = [TokenType.NORMAL] * len(plain) + [TokenType.CONTROL] * len(_CONTROL)
-    types += [TokenType.USER_DEFINED] * len(_USER_DEFINED)
+    types += [TokenType.USER_DEFINED] * len(_USER_DEFINED) + [TokenType.CONTROL] * len(fill)
     text, number, integer = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.INT32
     array, boolean, keys = GGUFValueType.ARRAY, GGUFValueType.BOOL, Keys.Tokenizer
     return Vocabulary(

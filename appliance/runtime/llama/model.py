@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import llama_cpp.llama_cpp as lib
 
+from appliance.runtime.infill import InfillTokens
 from appliance.runtime.llama.context import Adapter, Context, ContextOptions, Pointer
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ class Vocabulary:
         self.adds_bos = bool(lib.llama_vocab_get_add_bos(self.pointer))
         self.adds_eos = bool(lib.llama_vocab_get_add_eos(self.pointer))
         self.adds_sep = bool(lib.llama_vocab_get_add_sep(self.pointer))
+        self.infill = InfillTokens(
+            prefix=int(lib.llama_vocab_fim_pre(self.pointer)),
+            suffix=int(lib.llama_vocab_fim_suf(self.pointer)),
+            middle=int(lib.llama_vocab_fim_mid(self.pointer)),
+            repository=int(lib.llama_vocab_fim_rep(self.pointer)),
+            separator=int(lib.llama_vocab_fim_sep(self.pointer)),
+        )
         ids = range(self.size)
         self.control_ids = tuple(
             token_id
