@@ -8,15 +8,16 @@ What it never does: change what is drawn. A guess is right if the choice would h
 
 A step is worth its tokens per ms. Each choice's own row brings one token; the guess at place i
 brings one with the chance that it and all before it are right, so guesses are taken in the order of
-their chance, for as long as the next one adds more tokens than it adds time, in proportion. Rows of
-prompts count as a token each. So guesses become dear by themselves: a step full of rows has no
-fixed costs left to share, and then only a certain guess would pay.
+their chance, and the number of them is the one with the most tokens per ms. Rows of prompts count
+as a token each. So guesses become dear by themselves: a step full of rows has no fixed costs left
+to share, and then only a certain guess would pay.
 
-The price is that of a step without guesses, measured with as many streams at least every
-`_PLAIN_STEPS` steps, and the cost model's price of a row for each guess. What that promises is held
-against what came, tokens per measured ms, and the next promises are believed by as much. While
-guesses are off that mistrust fades, over some thousand steps: what did not pay is tried again, for
-a step or two. Guesses begin where they promise 5 % more and go on while they promise 1 %.
+The prices are the cost model's. What they promise is held against what came: tokens per measured
+ms, beside those of steps without guesses, which are measured with as many streams at least every
+`_PLAIN_STEPS` steps. The next promises are believed by as much. While guesses are off that mistrust
+fades, over some thousand steps: what did not pay is tried again, for a step or two. Guesses begin
+where they promise 5 % more and go on while they promise 1 %; their number doubles at most from one
+step to the next.
 
 Where a step has a choice without guesses, that stream gains nothing from a longer step; then a step
 may be `stretch_max` times as long at most.
@@ -113,39 +114,36 @@ class Speculation:
         self, tracks: Sequence[Track], rooms: Sequence[int], shape: StepShape, rows_max: int
     ) -> list[int]:
         """Find the counts with the most tokens per ms; all 0 if none promises enough."""
-        _, b, _, d = self._cost.coefficients
-        base_ms = ms = self._cost.predict_ms(shape)
-        row_ms = b + d * shape.kv_span
-        base = tokens = float(shape.decode + shape.prefill)
-        if base_ms <= 0.0 or not self._is_plain_known(shape):
-            return [0] * len(tracks)
-        offers = self._offers(tracks, rooms, row_ms * base / base_ms)
         counts, best = [0] * len(tracks), [0] * len(tracks)
+        offers = self._offers(tracks, rooms) if self._is_plain_known(shape) else []
+        base_ms = self._cost.predict_ms(shape)
+        tokens = base = float(shape.decode + shape.prefill)
         best_gain = (_GO_ON if self._is_on else _BEGIN) / self._trust()
         limit = max(_ROWS_MIN, shape.decode, self._rows_paid * _GROWTH)
         without = shape.decode  # choices without a guess
-        for chance, at in offers[: max(0, min(rows_max, limit))]:
-            if chance * ms <= row_ms * tokens:
-                break
-            ms += row_ms
+        for count, (chance, at) in enumerate(offers[: max(0, min(rows_max, limit))], start=1):
             tokens += chance
             without -= not counts[at]
             counts[at] += 1
+            ms = self._price_ms(shape, count)
             gain = tokens / base * base_ms / ms
             if gain > best_gain and (not without or ms <= base_ms * self.limits.stretch_max):
                 best_gain, best = gain, counts.copy()
         self._promised = best_gain
         return best
 
-    def _offers(
-        self, tracks: Sequence[Track], rooms: Sequence[int], chance_min: float
-    ) -> list[tuple[float, int]]:
+    def _price_ms(self, shape: StepShape, drafted: int) -> float:
+        decode, kv_span = shape.decode + drafted, shape.kv_span + drafted
+        return self._cost.predict_ms(
+            StepShape(decode=decode, prefill=shape.prefill, kv_span=kv_span)
+        )
+
+    def _offers(self, tracks: Sequence[Track], rooms: Sequence[int]) -> list[tuple[float, int]]:
         """List (chance, track) of the guesses, the likeliest first; a track's own are in order."""
-        least = max(chance_min, _CHANCE_MIN)
         offers = [
             (chance, at)
             for at, (track, room) in enumerate(zip(tracks, rooms, strict=True))
-            for chance in track.chances(min(room, self.limits.tokens_max), least)
+            for chance in track.chances(min(room, self.limits.tokens_max), _CHANCE_MIN)
         ]
         offers.sort(key=_chance, reverse=True)
         return offers

@@ -197,18 +197,17 @@ def test_a_repeating_text_is_left_alone_where_every_row_has_its_price(streams: i
 
 
 def test_guesses_end_by_themselves_when_streams_join_and_come_back_when_they_leave() -> None:
-    rng = random.Random(7)
-    trace = Trace(rng, lambda rows: 4.0 + 1.0 * rows, nearly_repeating, 16)
+    trace = Trace(random.Random(7), lambda rows: 1.0 + 1.0 * rows, repeating, 16)
     everyone = trace.tracks
-    trace.tracks = everyone[:1]
-    assert trace.run(200).speculation.drafted_total > 200
-    before = trace.speculation.drafted_total
-    trace.tracks = everyone
-    trace.run(200)
-    assert (trace.speculation.drafted_total - before) / 200 / 16 < 0.1
-    before = trace.speculation.drafted_total
-    trace.tracks = everyone[:1]
-    assert trace.run(200).speculation.drafted_total - before > 200
+    drafted = []
+    for streams in (1, 16, 1):
+        trace.tracks = everyone[:streams]
+        before = trace.speculation.drafted_total
+        trace.run(200)
+        drafted.append((trace.speculation.drafted_total - before) / 200 / streams)
+    assert drafted[0] > 2.0
+    assert drafted[1] < 0.5
+    assert drafted[2] > 2.0
 
 
 def test_a_machine_that_becomes_slow_per_row_turns_guesses_off_again() -> None:

@@ -15,7 +15,9 @@ CHEAP, DEAR = (10.0, 0.3), (0.2, 3.0)
 def cost_of(base_ms: float, row_ms: float) -> CostModel:
     cost = CostModel()
     for rows in (1, 8, 16, 64) * 8:
-        cost.observe(StepShape(decode=rows, prefill=0, kv_span=rows), base_ms + rows * row_ms)
+        for decode in (0, rows):
+            shape = StepShape(decode=decode, prefill=rows - decode, kv_span=rows)
+            cost.observe(shape, base_ms + rows * row_ms)
     cost.settle()
     return cost
 
