@@ -195,7 +195,13 @@ class Daemon:
     async def _serve(self, versions: LocalVersions, audit: Audit, metrics: Metrics) -> None:
         config = self._config
         workers = max(1, len(config.models))
-        router = Router(config.engine, config.limits, metrics, workers_planned=workers)
+        router = Router(
+            config.engine,
+            config.limits,
+            metrics,
+            scheduling=config.scheduling,
+            workers_planned=workers,
+        )
         keyring = Keyring(config.access, config.clients)
         service = Service(
             router, audit, metrics, config.limits, keyring=keyring, clock=monotonic_ms

@@ -9,6 +9,7 @@ from appliance.config.load import (
     section_text,
     toml_value,
 )
+from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
 from appliance.config.tree import (
     REPEATED,
@@ -35,6 +36,7 @@ __all__ = [
     "Limits",
     "Model",
     "Rest",
+    "Scheduling",
     "Section",
     "Server",
     "Store",

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, TypeAlias, get_type_hints
 from msgspec import Meta
 
 from appliance.config.clients import Access, Client
+from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
 
 _DAY_S = 86_400.0
@@ -125,6 +126,17 @@ class Model(Section):
     gpu_layers: Annotated[
         int, Meta(ge=-1, le=4096, description="Layers on the GPU; -1: as many as fit.")
     ] = -1
+    pinned_systems: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=16,
+            description="System prompts whose chats begin quickly: kept evaluated for all clients.",
+        ),
+    ] = ()
+    pinned_texts: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description="Beginnings of text prompts, kept likewise."),
+    ] = ()
     embedding: Annotated[
         bool,
         Meta(
@@ -412,6 +424,7 @@ class Config(Section):
     grpc: Grpc = Grpc()
     rest: Rest = Rest()
     engine: Engine = Engine()
+    scheduling: Scheduling = Scheduling()
     limits: Limits = Limits()
     store: Store = Store()
     access: Access = Access()
@@ -424,6 +437,7 @@ SECTIONS: dict[str, type[Section]] = {
     "grpc": Grpc,
     "rest": Rest,
     "engine": Engine,
+    "scheduling": Scheduling,
     "limits": Limits,
     "store": Store,
     "access": Access,

@@ -126,6 +126,12 @@ FAMILIES: tuple[Family, ...] = (
     _gauge("appliance_requests_waiting", "requests", "Requests waiting for room.", "model"),
     _gauge("appliance_sequences_used", "sequences", "Sequences that hold KV cells.", "model"),
     _gauge("appliance_kv_cells_used", "cells", "KV cells that are held.", "model"),
+    _gauge(
+        "appliance_kv_cells_cached",
+        "cells",
+        "KV cells held for their prefixes alone, beside those that are used.",
+        "model",
+    ),
     _gauge("appliance_kv_cells_capacity", "cells", "KV cells there are.", "model"),
     _gauge(
         "appliance_kv_cache_usage_ratio", "ratio", "KV cells held, of those there are.", "model"
@@ -133,7 +139,25 @@ FAMILIES: tuple[Family, ...] = (
     _counter(
         "appliance_preemptions_total",
         "preemptions",
-        "Requests put back into the queue because KV cells ran out.",
+        "Requests put back into the queue to make room.",
+        "model",
+    ),
+    _counter(
+        "appliance_prefix_tokens_total",
+        "tokens",
+        "Tokens taken over from another sequence instead of being evaluated.",
+        "model",
+    ),
+    _counter(
+        "appliance_prefix_evictions_total",
+        "sequences",
+        "Finished sequences given up to make room for others.",
+        "model",
+    ),
+    _gauge(
+        "appliance_swapped_bytes",
+        "bytes",
+        "Host memory of sequences that had to make way.",
         "model",
     ),
     _counter(

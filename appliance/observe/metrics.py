@@ -58,6 +58,26 @@ class StepGauges(Protocol):
         ...
 
     @property
+    def cells_cached(self) -> int:
+        """KV cells held for their prefixes alone."""
+        ...
+
+    @property
+    def prefix_tokens_total(self) -> int:
+        """Taken over instead of evaluated, since the worker started."""
+        ...
+
+    @property
+    def evictions_total(self) -> int:
+        """Of kept prefixes, since the worker started."""
+        ...
+
+    @property
+    def swapped_bytes(self) -> int:
+        """Host memory of sequences that had to make way."""
+        ...
+
+    @property
     def preemptions_total(self) -> int:
         """Since the worker started."""
         ...
@@ -161,7 +181,7 @@ class Metrics:
         self._series = {family.name: _Series(family, series_max) for family in families}
         self._read_process = read_process or ProcessFacts().read
         self._process_cpu_s = 0.0
-        self._preemptions_seen: dict[str, int] = {}
+        self._totals_seen: dict[str, dict[str, int]] = {}  # by model, then by metric
         self._followed: list[tuple[str, dict[str, str], Callable[[], float]]] = []
         self.record("appliance_build_info", 1, version=version)
 
@@ -214,7 +234,9 @@ class Metrics:
             ("appliance_requests_waiting", gauges.waiting),
             ("appliance_sequences_used", gauges.sequences_used),
             ("appliance_kv_cells_used", gauges.cells_used),
+            ("appliance_kv_cells_cached", gauges.cells_cached),
             ("appliance_kv_cells_capacity", gauges.cells_total),
+            ("appliance_swapped_bytes", gauges.swapped_bytes),
             ("appliance_kv_cache_usage_ratio", gauges.cells_used / max(1, gauges.cells_total)),
         ):
             self.record(name, number, model=model)
@@ -223,17 +245,26 @@ class Metrics:
                 self.record("appliance_engine_tokens_total", tokens, model=model, phase=phase)
         if gauges.decode_tokens or gauges.prefill_tokens:
             self.record("appliance_step_seconds", gauges.step_ms / 1000, model=model)
-        self._take_preemptions(model, gauges.preemptions_total)
+        self._take_totals(
+            model,
+            {
+                "appliance_preemptions_total": gauges.preemptions_total,
+                "appliance_prefix_tokens_total": gauges.prefix_tokens_total,
+                "appliance_prefix_evictions_total": gauges.evictions_total,
+            },
+        )
 
     def worker_lost(self, model: str, cause: str) -> None:
         """Count a worker that ended unasked; what it held is gone with it."""
         self.record("appliance_worker_restarts_total", 1, model=model, cause=cause)
-        self._preemptions_seen.pop(model, None)
+        self._totals_seen.pop(model, None)
         for name in (
             "appliance_requests_running",
             "appliance_sequences_used",
             "appliance_kv_cells_used",
+            "appliance_kv_cells_cached",
             "appliance_kv_cache_usage_ratio",
+            "appliance_swapped_bytes",
         ):
             self.record(name, 0, model=model)
         logs.event("worker_lost", level=logging.WARNING, model=model, cause=cause)
@@ -242,13 +273,15 @@ class Metrics:
         """Log one event of the runtime."""
         logs.write(name, logging.INFO, fields)
 
-    def _take_preemptions(self, model: str, total: int) -> None:
-        """Turn a worker's own running total into growth; a new worker starts again at zero."""
-        seen = self._preemptions_seen.get(model, 0)
-        grown = total - seen if total >= seen else total
-        self._preemptions_seen[model] = total
-        if grown:
-            self.record("appliance_preemptions_total", grown, model=model)
+    def _take_totals(self, model: str, totals: dict[str, int]) -> None:
+        """Turn a worker's own running totals into growth; a new worker starts again at zero."""
+        seen = self._totals_seen.setdefault(model, {})
+        for name, total in totals.items():
+            before = seen.get(name, 0)
+            grown = total - before if total >= before else total
+            seen[name] = total
+            if grown:
+                self.record(name, grown, model=model)
 
     def _take_process_facts(self) -> None:
         for name, value in self._read_process().items():

@@ -26,8 +26,9 @@ from appliance.errors import (
 )
 from appliance.runtime import wire
 from appliance.runtime.cost import CostModel, StepShape
-from appliance.runtime.engine import EngineLost, check_ids
+from appliance.runtime.engine import EngineLost
 from appliance.runtime.llama import Context, DecodeCode
+from appliance.runtime.submission import check_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,16 +21,15 @@ from typing import Protocol
 
 import numpy as np
 
-from appliance.domain import CHOICES_MAX, SEED_MAX, TOP_LOGPROBS_MAX
 from appliance.errors import ApplianceError, DecodeFailed, InvalidRequest
 from appliance.runtime import wire
-from appliance.runtime.constrain import ConstraintCompiler
 from appliance.runtime.cost import StepShape
-from appliance.runtime.generation import Drawn, Generation, Pieces
+from appliance.runtime.generation import Drawn, Generation
 from appliance.runtime.jobs import Choice, Job, Plan, Span
-from appliance.runtime.llama import Context, DecodeCode, SamplerChain, Vocabulary
-from appliance.runtime.sampler import Sampler, needs_chain
+from appliance.runtime.llama import Context, DecodeCode
+from appliance.runtime.moves import Mover
 from appliance.runtime.scheduler import Scheduler
+from appliance.runtime.submission import Submission
 
 _ABORTS_MAX = 3
 
@@ -72,24 +71,18 @@ class GeneratingEngine:
         self,
         *,
         context: Context,
-        vocabulary: Vocabulary,
         scheduler: Scheduler,
-        compiler: ConstraintCompiler,
+        submission: Submission,
         clock: Callable[[], float],
         stall_factor: float,
     ) -> None:
         """Own the context from now on. `clock` reads monotonic milliseconds."""
         self._context = context
-        self._vocabulary = vocabulary
         self._scheduler = scheduler
-        self._compiler = compiler
+        self._submission = submission
+        self._mover = Mover(context)
         self._clock = clock
         self._stall_factor = stall_factor
-        self._pieces = Pieces(
-            shown=vocabulary.pieces,
-            spelt=vocabulary.spelt,
-            end_ids=frozenset(vocabulary.end_ids),
-        )
         self._generations: dict[int, list[Generation]] = {}
         self._news: list[wire.News] = []
         self._prefills: list[wire.PrefillNews] = []
@@ -120,20 +113,11 @@ class GeneratingEngine:
             return
         assert frame.ticket not in self._generations, f"ticket {frame.ticket} was used twice"
         try:
-            check_submit(frame, self._vocabulary.size)
-            self._generations[frame.ticket] = self._open(frame)
+            self._generations[frame.ticket] = self._submission.open(frame)
         except ApplianceError as error:
             self._fail(frame.ticket, error)
             return
-        job = Job(
-            ticket=frame.ticket,
-            prompt=np.array(frame.prompt_ids, dtype=np.int32).tolist(),
-            max_tokens=frame.stop.max_tokens,
-            deadline_ms=frame.deadline_ms,
-        )
-        for index in range(frame.n):
-            job.add_choice(_accepted(frame, index), is_ended=index in frame.ended)
-        refusal = self._scheduler.submit(job)
+        refusal = self._scheduler.submit(self._submission.job(frame), self._clock())
         if refusal is not None:
             self._fail(frame.ticket, refusal)
 
@@ -141,53 +125,6 @@ class GeneratingEngine:
         """Forget a ticket, before the next step; one that has ended already is not an error."""
         self._scheduler.remove(ticket)
         self._close(ticket)
-
-    def _open(self, frame: wire.Submit) -> list[Generation]:
-        generations: list[Generation] = []
-        try:
-            for index in range(frame.n):
-                generation = self._generation(frame, index)
-                generations.append(generation)
-                if index not in frame.ended:
-                    generation.replay(_accepted(frame, index))
-        except ApplianceError:
-            for generation in generations:
-                generation.close()
-            raise
-        return generations
-
-    def _generation(self, frame: wire.Submit, index: int) -> Generation:
-        options, stop = frame.sampling, frame.stop
-        # First, because it may be refused: the chain is C's, and would not be freed.
-        matcher = self._compiler.matcher(frame.constraint) if frame.constraint else None
-        chain = None
-        if needs_chain(options):
-            chain = SamplerChain(
-                size=self._vocabulary.size,
-                top_k=options.top_k,
-                typical_p=options.typical_p,
-                top_p=options.top_p,
-                min_p=options.min_p,
-            )
-        end_ids = self._pieces.end_ids
-        sampler = Sampler(
-            options,
-            seed=frame.seed,
-            choice=index,
-            suppressed=tuple(end_ids) if stop.ignore_eos else (),
-            chain=chain,
-        )
-        sampler.prime(frame.prompt_ids)
-        stop_ids = frozenset(stop.token_ids)
-        return Generation(
-            sampler=sampler,
-            matcher=matcher,
-            pieces=self._pieces,
-            stop_strings=stop.strings,
-            stop_ids=stop_ids if stop.ignore_eos else stop_ids | end_ids,
-            max_tokens=stop.max_tokens,
-            top_logprobs=frame.top_logprobs,
-        )
 
     # --- a step ----------------------------------------------------------------------------------
 
@@ -199,14 +136,15 @@ class GeneratingEngine:
         """
         began_ms = self._clock()
         plan = self._scheduler.plan(began_ms)
-        for seq_id in plan.removed:
-            self._context.remove(seq_id)
+        lost = self._mover.make(plan.moves)
+        for ticket in lost:
+            self._scheduler.restart(ticket)
         for choice in plan.exhausted:
             self._tell(choice, self._of(choice).cut_off())
             self._forget_if_over(choice.job)
         for job, error in plan.failed:
             self._fail(job.ticket, error)
-        if plan.spans and self._evaluate(plan) is DecodeCode.OK:
+        if plan.spans and not lost and self._evaluate(plan) is DecodeCode.OK:
             self._scheduler.cost.observe(plan.shape, self._clock() - began_ms)
         if not self._scheduler.has_work and not self._was_idle:
             self._check_idle()
@@ -250,8 +188,12 @@ class GeneratingEngine:
         advance = self._scheduler.advance(spans)
         for source, target in advance.forks:
             self._context.copy(source, target)
-        for ticket, done, total in advance.prefills:
-            self._prefills.append(wire.PrefillNews(ticket=ticket, done=done, total=total))
+        for job, done in advance.prefills:
+            self._prefills.append(
+                wire.PrefillNews(
+                    ticket=job.ticket, done=done, total=len(job.prompt), cached=job.cached
+                )
+            )
         if not advance.draws:
             return
         logits = self._context.logits(1 + max(row for _, row in advance.draws))
@@ -334,7 +276,7 @@ class GeneratingEngine:
         step = wire.Step(
             step=self._step,
             gauges=self._gauges(plan, step_ms),
-            started=plan.started,
+            started=tuple(job.ticket for job in plan.started),
             news=tuple(self._news),
             prefills=tuple(self._prefills),
             failures=tuple(self._failures),
@@ -345,13 +287,18 @@ class GeneratingEngine:
         return step
 
     def _gauges(self, plan: Plan, step_ms: float) -> wire.EngineGauges:
-        scheduler = self._scheduler
+        scheduler, cache = self._scheduler, self._scheduler.cache
+        parked = cache.cells_parked
         return wire.EngineGauges(
             running=scheduler.running_count,
             waiting=scheduler.waiting_count,
-            sequences_used=scheduler.sequences_used,
-            cells_used=scheduler.ledger.used,
-            cells_total=scheduler.ledger.cells_total,
+            sequences_used=cache.sequences_used,
+            cells_used=cache.ledger.used - parked,
+            cells_total=cache.ledger.cells_total,
+            cells_cached=parked,
+            prefix_tokens_total=cache.prefix_tokens_total,
+            evictions_total=cache.evictions_total,
+            swapped_bytes=cache.swapped_bytes,
             preemptions_total=scheduler.preemptions_total,
             decode_tokens=plan.shape.decode,
             prefill_tokens=plan.shape.prefill,
@@ -361,52 +308,13 @@ class GeneratingEngine:
         )
 
     def _check_idle(self) -> None:
-        """Hold our books against llama.cpp's: when nothing runs, nothing may be held."""
-        scheduler = self._scheduler
-        assert scheduler.ledger.is_empty, f"{scheduler.ledger.used} cells are held while idle"
-        assert scheduler.sequences_used == 0, "a sequence is held while idle"
+        """Hold our books against llama.cpp's: when nothing runs, only parked sequences are held."""
+        cache, limits = self._scheduler.cache, self._scheduler.limits
+        assert cache.sequences_used == 0, "a sequence is held while idle"
+        assert cache.ledger.used == cache.cells_parked, "cells are held while idle"
+        assert self._mover.is_empty, "a saved state is held while idle"
         assert not self._generations, "a generation is held while idle"
-        for seq_id in range(scheduler.limits.sequences_max):
-            position = self._context.position_max(seq_id)
-            assert position == -1, f"sequence {seq_id} holds cells up to {position} while idle"
-
-
-def check_submit(frame: wire.Submit, vocabulary_size: int) -> None:
-    """Refuse a request that C must not see.
-
-    Raises:
-        InvalidRequest: names the field and the reason.
-    """
-    check_ids("prompt", frame.prompt_ids, vocabulary_size)
-    if not frame.prompt_ids:
-        raise InvalidRequest(field="prompt", reason="must not be empty")
-    if not 1 <= frame.n <= CHOICES_MAX:
-        raise InvalidRequest(field="n", reason=f"must be from 1 to {CHOICES_MAX}, not {frame.n}")
-    if not 0 <= frame.seed <= SEED_MAX:
-        raise InvalidRequest(field="seed", reason=f"must be from 0 to {SEED_MAX}")
-    if frame.top_logprobs is not None and not 0 <= frame.top_logprobs <= TOP_LOGPROBS_MAX:
-        raise InvalidRequest(field="top_logprobs", reason=f"must be from 0 to {TOP_LOGPROBS_MAX}")
-    if len(frame.accepted_ids) > frame.n or any(not 0 <= index < frame.n for index in frame.ended):
-        raise InvalidRequest(field="n", reason="the replay has more choices than were asked for")
-    if len(set(frame.ended)) >= frame.n:
-        raise InvalidRequest(field="n", reason="every choice has ended already")
-    for accepted in frame.accepted_ids:
-        check_ids("accepted", accepted, vocabulary_size)
-    check_ids("logit_bias", tuple(frame.sampling.logit_bias), vocabulary_size)
-    check_ids("stop_token_ids", frame.stop.token_ids, vocabulary_size)
-
-
-def check_ids(field: str, token_ids: Sequence[int], vocabulary_size: int) -> None:
-    """Refuse token ids that the vocabulary has not.
-
-    Raises:
-        InvalidRequest: names the field.
-    """
-    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary_size:
-        raise InvalidRequest(
-            field=field, reason=f"holds a token id outside 0 to {vocabulary_size - 1}"
-        )
-
-
-def _accepted(frame: wire.Submit, index: int) -> tuple[int, ...]:
-    return frame.accepted_ids[index] if index < len(frame.accepted_ids) else ()
+        for seq_id in range(limits.sequences_max + limits.parked_max):
+            held = self._context.position_max(seq_id) + 1
+            known = cache.parked.cells(seq_id) if seq_id in cache.parked else 0
+            assert held == known, f"sequence {seq_id} holds {held} cells, not {known}, while idle"

@@ -8,16 +8,24 @@ What it never does: decide anything (`scheduler` does), or touch the engine.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from appliance.domain import Priority
 from appliance.errors import ApplianceError
 from appliance.runtime.cost import StepShape
+from appliance.runtime.fairness import Party
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
-    """The bounds that config sets. Sizes in tokens or cells, times in milliseconds."""
+    """The bounds that config sets. Sizes in tokens or cells, times in milliseconds.
+
+    parked_max, parked_cells_max: finished sequences kept for their prefixes, 0 where prefixes
+    can't be shared. normal_share, batch_share: of the time of steps with higher classes in them.
+    swap_bytes_max: host memory for preempted sequences, of cell_bytes a token.
+    """
 
     context_tokens: int
     cells_total: int
@@ -28,11 +36,24 @@ class SchedulerLimits:
     step_ms_while_streaming: float
     step_ms_max: float
     overtakes_max: int = 16
+    parked_max: int = 0
+    parked_cells_max: int = 0
+    prefix_tokens_min: int = 16
+    normal_share: float = 0.3
+    batch_share: float = 0.1
+    ageing_ms: float = 30_000.0
+    turn_ms: float = 100.0
+    adapter_turn_steps: int = 8
+    swap_bytes_max: int = 0
+    cell_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One answer being generated. `evaluated` counts its tokens that lie in the cache."""
+    """One answer being generated. `evaluated` counts its tokens that lie in the cache.
+
+    swapped: how many of its tokens lie in host memory instead. last_step: when it last got a row.
+    """
 
     job: Job
     index: int
@@ -40,6 +61,8 @@ class Choice:
     seq_id: int = -1
     evaluated: int = 0
     is_ended: bool = False
+    swapped: int = 0
+    last_step: int = 0
 
     @property
     def length(self) -> int:
@@ -57,33 +80,53 @@ class Choice:
         return self.job.prompt[position] if position < size else self.outputs[position - size]
 
     def tokens(self, start: int, count: int) -> Sequence[int]:
-        """Slice its tokens by position; a slice never lies across the end of the prompt."""
+        """Slice its tokens by position."""
         size = len(self.job.prompt)
-        if start < size:
+        if start >= size:
+            return self.outputs[start - size : start - size + count]
+        if start + count <= size:
             return self.job.prompt[start : start + count]
-        return self.outputs[start - size : start - size + count]
+        return [*self.job.prompt[start:], *self.outputs[: start + count - size]]
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request. `max_tokens` None: as far as the context goes."""
+    """One request. `max_tokens` None: as far as the context goes.
+
+    cache_key: whose prefixes it may share. is_pin: evaluated for its prefix, which then stays.
+    cached: prompt tokens that it did not have to evaluate when it first started.
+    """
 
     ticket: int
     prompt: Sequence[int]
     max_tokens: int | None
     deadline_ms: float | None = None
+    client: str = ""
+    weight: float = 1.0
+    priority: Priority = Priority.NORMAL
+    adapter: str = ""
+    cache_key: str = ""
+    is_pin: bool = False
     choices: list[Choice] = field(default_factory=list)
     order: int = -1
+    submitted_ms: float = 0.0
     overtaken: int = 0
+    displaced: int = 0
     started_ms: float = -1.0
     is_forked: bool = False
     prompt_reported: int = 0
+    cached: int = 0
 
     def add_choice(self, accepted: Sequence[int] = (), *, is_ended: bool = False) -> Choice:
         """Add the next choice, with the tokens that it has already (a replay)."""
         choice = Choice(self, len(self.choices), list(accepted), is_ended=is_ended)
         self.choices.append(choice)
         return choice
+
+    @property
+    def party(self) -> Party:
+        """Name whose time it takes."""
+        return Party(self.priority, self.client)
 
     @property
     def live(self) -> list[Choice]:
@@ -94,6 +137,21 @@ class Job:
         """Count the tokens this choice may still draw by its own limit."""
         limit = 2**31 if self.max_tokens is None else self.max_tokens
         return max(0, limit - len(choice.outputs))
+
+    def decoding(self) -> list[Choice]:
+        """List the choices that need exactly one row: also a prompt's last token, left alone."""
+        if not self.is_forked:
+            leader = self.live[0]
+            return [leader] if not leader.outputs and leader.pending == 1 else []
+        return [choice for choice in self.live if choice.pending == 1]
+
+    def prefilling(self) -> list[tuple[Choice, int]]:
+        """List the choices that need more rows, each with how many until its next boundary."""
+        if not self.is_forked:
+            leader = self.live[0]
+            pending = len(self.prompt) - leader.evaluated
+            return [] if self.decoding() else [(leader, pending)]
+        return [(choice, choice.pending) for choice in self.live if choice.pending > 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +165,43 @@ class Span:
     row: int
 
 
+class MoveKind(enum.Enum):
+    """What is done to a sequence between steps."""
+
+    REMOVE = "remove"  # empty it
+    COPY = "copy"  # let it share the first `tokens` of `source`; moves no data
+    SWAP_OUT = "swap_out"  # save its state in host memory, under (ticket, choice)
+    SWAP_IN = "swap_in"  # restore it from there; it holds `tokens` then
+    FORGET = "forget"  # drop the saved state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One act on a sequence. They are done in the order of the plan, before its spans."""
+
+    kind: MoveKind
+    seq_id: int = -1
+    source: int = -1
+    tokens: int = 0
+    ticket: int = -1
+    choice: int = -1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The next step. `removed` sequences are emptied before it, also when it has no spans.
+    """The next step. Its moves come first, also when it has no spans.
 
-    `exhausted` choices ended because the cells are full. `failed` jobs ended by their deadline.
+    All its spans run with one adapter. `started` jobs begin for the first time, with `cached`
+    prompt tokens each. `exhausted` choices ended because the cells are full. `failed` jobs ended
+    by their deadline.
     """
 
+    moves: tuple[Move, ...]
     spans: tuple[Span, ...]
     shape: StepShape
     predicted_ms: float
-    removed: tuple[int, ...]
-    started: tuple[int, ...]
+    adapter: str
+    started: tuple[Job, ...]
     exhausted: tuple[Choice, ...]
     failed: tuple[tuple[Job, ApplianceError], ...]
 
@@ -129,4 +212,4 @@ class Advance:
 
     forks: tuple[tuple[int, int], ...]
     draws: tuple[tuple[Choice, int], ...]
-    prefills: tuple[tuple[int, int, int], ...]  # ticket, tokens done, tokens in all
+    prefills: tuple[tuple[Job, int], ...]  # prompt tokens done

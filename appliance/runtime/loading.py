@@ -14,17 +14,18 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.domain import ModelFacts, ModelKind
+from appliance.domain import MemoryKind, ModelFacts, ModelKind
 from appliance.errors import ModelUnloadable
 from appliance.runtime.cache_layout import LayoutChoice, settle_layout
 from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
-from appliance.runtime.cost import CostModel, StepShape
+from appliance.runtime.cost import CostModel
 from appliance.runtime.devices import available_bytes
 from appliance.runtime.embedder import EmbeddingEngine
 from appliance.runtime.engine import Engine, GeneratingEngine
 from appliance.runtime.gguf import GgufFault, GgufHead, ggml_type, read_head, row_bytes
 from appliance.runtime.jobs import SchedulerLimits
 from appliance.runtime.llama import (
+    SEQUENCES_MAX,
     Context,
     ContextOptions,
     DecodeCode,
@@ -33,11 +34,10 @@ from appliance.runtime.llama import (
     supports_gpu,
 )
 from appliance.runtime.scheduler import Scheduler
+from appliance.runtime.submission import Submission
+from appliance.runtime.warm_up import warm_up
 from appliance.runtime.wire import EngineOptions
 
-_WARM_UP_MS = 1000.0
-_WARM_UP_CHUNKS = (1, 8, 16, 64, 256)
-_WARM_UP_TRIES = 3
 _COMPUTE_BYTES = 64 * 1024 * 1024  # a graph's buffers, beside the rows of logits
 _POOLINGS = {ModelKind.EMBED: ("mean", "cls", "last"), ModelKind.RERANK: ("rank",)}
 _POSITIONS = "position_embd.weight"
@@ -79,7 +79,7 @@ def load(
             options.context_tokens,
             clock,
         )
-        context = model.open_context(wanted)
+        context = model.open_context(_with_parked(wanted, options, model))
         _check_kind(model, context, options.kind)
         cost = CostModel()
         if options.kind is not ModelKind.GENERATE:
@@ -106,27 +106,44 @@ def _generating_engine(
         vocabulary.pointer,
         vocabulary.tokenize_address,
     )
-    limits = SchedulerLimits(
+    cell_bytes = _kv_bytes_per_token(context)
+    limits = _limits(options, context, cell_bytes)
+    engine = GeneratingEngine(
+        context=context,
+        scheduler=Scheduler(limits, cost),
+        submission=Submission(vocabulary, ConstraintCompiler(tokenizer)),
+        clock=clock,
+        stall_factor=options.stall_factor,
+    )
+    facts = _facts(options, model, context, limits.context_tokens, cell_bytes)
+    return Loaded(engine=engine, facts=facts)
+
+
+def _limits(options: EngineOptions, context: Context, cell_bytes: int) -> SchedulerLimits:
+    # Sequences that can't be cut can't be shared in part.
+    is_cuttable = context.memory_kind is MemoryKind.CUTTABLE and context.kv_unified
+    parked_max = context.sequences_max - options.sequences_max if is_cuttable else 0
+    return SchedulerLimits(
         context_tokens=min(options.context_tokens, context.sequence_tokens_max),
         cells_total=context.cells,
-        sequences_max=context.sequences_max,
+        sequences_max=options.sequences_max,
         batch_tokens=context.batch_tokens,
         queue_requests_max=options.queue_requests_max,
         output_reserve_tokens=options.output_reserve_tokens,
         step_ms_while_streaming=options.step_ms_while_streaming,
         step_ms_max=options.step_ms_max,
         overtakes_max=options.overtakes_max,
+        parked_max=parked_max,
+        parked_cells_max=int(context.cells * options.prefix_share),
+        prefix_tokens_min=options.prefix_tokens_min,
+        normal_share=options.normal_share,
+        batch_share=options.batch_share,
+        ageing_ms=options.ageing_s * 1000.0,
+        turn_ms=options.turn_ms,
+        adapter_turn_steps=options.adapter_turn_steps,
+        swap_bytes_max=options.swap_bytes_max,
+        cell_bytes=cell_bytes,
     )
-    engine = GeneratingEngine(
-        context=context,
-        vocabulary=vocabulary,
-        scheduler=Scheduler(limits, cost),
-        compiler=ConstraintCompiler(tokenizer),
-        clock=clock,
-        stall_factor=options.stall_factor,
-    )
-    facts = _facts(model, context, limits.context_tokens, "none", _kv_bytes_per_token(context))
-    return Loaded(engine=engine, facts=facts)
 
 
 def _embedding_engine(
@@ -146,51 +163,8 @@ def _embedding_engine(
         clock=clock,
         stall_factor=options.stall_factor,
     )
-    facts = _facts(model, context, engine.input_tokens_max, context.pooling, 0)
+    facts = _facts(options, model, context, engine.input_tokens_max, 0)
     return Loaded(engine=engine, facts=facts)
-
-
-def warm_up(context: Context, cost: CostModel, clock: Callable[[], float]) -> None:
-    """Run small steps of growing size, for about a second, and price steps by them."""
-    deadline_ms = clock() + _WARM_UP_MS
-    for size in _WARM_UP_CHUNKS:
-        rows = min(size, context.batch_tokens, context.cells)
-        for shape, singles in _warm_up_shapes(context, rows):
-            # Another process may hold one try up; the quickest of some is the price.
-            tries = [
-                _warm_up_step(context, rows, clock, singles=singles) for _ in range(_WARM_UP_TRIES)
-            ]
-            cost.observe(shape, min(tries))
-            if clock() >= deadline_ms:
-                cost.settle()
-                return
-    cost.settle()
-
-
-def _warm_up_shapes(context: Context, rows: int) -> list[tuple[StepShape, bool]]:
-    shapes = [(StepShape(decode=0, prefill=rows, kv_span=rows), False)]
-    if rows <= min(16, context.sequences_max):
-        shapes.append((StepShape(decode=rows, prefill=0, kv_span=rows), True))
-    return shapes
-
-
-def _warm_up_step(
-    context: Context, rows: int, clock: Callable[[], float], *, singles: bool
-) -> float:
-    token_ids = [0] * rows
-    began_ms = clock()
-    if singles:
-        context.put_singles(token_ids, list(range(rows)), token_ids)
-    else:
-        context.put(0, token_ids, 0, 0)
-        context.want_row(rows - 1)
-    code = context.decode(rows)
-    if code is not DecodeCode.OK:
-        raise EngineFault(f"a first step of {rows} tokens failed: {code.name}")
-    context.logits(1)
-    step_ms = clock() - began_ms
-    context.clear()
-    return step_ms
 
 
 def _kv_bytes_per_token(context: Context) -> int:
@@ -207,7 +181,11 @@ def _kv_bytes_per_token(context: Context) -> int:
 
 
 def _facts(
-    model: Model, context: Context, context_tokens: int, pooling: str, kv_bytes_per_token: int
+    options: EngineOptions,
+    model: Model,
+    context: Context,
+    context_tokens: int,
+    kv_bytes_per_token: int,
 ) -> ModelFacts:
     vocabulary = model.vocabulary
     return ModelFacts(
@@ -219,13 +197,13 @@ def _facts(
         context_train_tokens=model.context_train_tokens,
         embedding_size=model.embedding_size,
         vocabulary_size=vocabulary.size,
-        pooling=pooling,
+        pooling="none" if options.kind is ModelKind.GENERATE else context.pooling,
         bos_token_id=vocabulary.bos_id,
         eos_token_id=vocabulary.eos_id,
         adds_bos=vocabulary.adds_bos,
         has_chat_template=model.has_chat_template,
         kv_bytes_per_token=kv_bytes_per_token,
-        sequences_max=context.sequences_max,
+        sequences_max=options.sequences_max,
         memory_kind=context.memory_kind,
     )
 
@@ -239,6 +217,15 @@ def _with_layout(facts: ModelFacts, choice: LayoutChoice) -> ModelFacts:
     )
 
 
+def _with_parked(wanted: ContextOptions, options: EngineOptions, model: Model) -> ContextOptions:
+    """Add sequences for prefixes that are kept, where prefixes can be shared."""
+    # A partitioned cache would divide the cells among them, a recurrent model pays for each.
+    if options.kind is not ModelKind.GENERATE or model.has_whole_memory or not wanted.kv_unified:
+        return wanted
+    parked = min(options.prefix_sequences_max, SEQUENCES_MAX - wanted.sequences_max)
+    return replace(wanted, sequences_max=wanted.sequences_max + parked)
+
+
 def _context_options(options: EngineOptions) -> ContextOptions:
     pools = options.kind is not ModelKind.GENERATE
     batch_tokens = max(options.batch_tokens, options.sequences_max)
@@ -248,6 +235,7 @@ def _context_options(options: EngineOptions) -> ContextOptions:
         cells=max(options.cells_total, batch_tokens) if pools else options.cells_total,
         batch_tokens=batch_tokens,
         sequences_max=options.sequences_max,
+        outputs_max=options.sequences_max,
         threads_decode=options.threads_decode,
         threads_prefill=options.threads_prefill,
         embedding=pools,

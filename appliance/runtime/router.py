@@ -14,18 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from appliance.clock import monotonic_ms, utc_ms
-from appliance.config import Engine, Limits, Model
+from appliance.config import Engine, Limits, Model, Scheduling
 from appliance.domain import (
     ChatPrompt,
     Constraint,
     EmbedResult,
     InfillPrompt,
+    Message,
     ModelFacts,
     ModelKind,
     ModelStatus,
     ModelVersion,
+    Priority,
     Prompt,
     RankPrompt,
+    RequestId,
+    StopOptions,
     TextPrompt,
     VersionState,
 )
@@ -37,6 +41,7 @@ from appliance.runtime.text_process import TextProcess
 from appliance.runtime.tickets import EmbedJob, Job, Ticket, TicketEvent
 
 _CONTEXT_TRAIN_TOKENS_MAX = 2**31 - 1  # where a file does not say
+_SCHEDULING = Scheduling()
 
 __all__ = ["EmbedJob", "Job", "Observer", "Router", "Ticket", "TicketEvent"]
 
@@ -54,12 +59,14 @@ class Router:
         limits: Limits,
         observer: Observer,
         *,
+        scheduling: Scheduling = _SCHEDULING,
         workers_planned: int = 1,
         clock: Callable[[], float] = monotonic_ms,
     ) -> None:
         """Take the bounds; nothing is started yet."""
         self._engine = engine
         self._limits = limits
+        self._scheduling = scheduling
         self._observer = observer
         self._clock = clock
         self._threads = divide_threads(engine.threads or cores_available(), max(1, workers_planned))
@@ -113,6 +120,7 @@ class Router:
                 path,
                 self._engine,
                 self._limits,
+                self._scheduling,
                 settings,
                 kind=_kind(head, settings),
                 context_tokens=context_tokens,
@@ -136,12 +144,33 @@ class Router:
                 raise Draining
             await self._text.open(version.digest, path)
             served.has_vocabulary = ready = True
+            await self._pin(served, settings)
         finally:
             if not ready:
                 self._tasks.pop(version.digest).cancel()
                 del self._served[version.digest]
         assert served.facts is not None, "a version that is ready has facts"
         return served.facts
+
+    async def _pin(self, served: Served, settings: Model) -> None:
+        """Have the operator's prompts evaluated, now and after each restart of the worker."""
+        prompts: list[Prompt] = [TextPrompt(text=text) for text in settings.pinned_texts]
+        prompts += [
+            ChatPrompt(messages=(Message(role="system", content=text),))
+            for text in settings.pinned_systems
+        ]
+        for number, prompt in enumerate(prompts):
+            prepared = await self.prepare(served.version, prompt)
+            served.book.pin(
+                Job(
+                    request_id=RequestId(f"pin-{number}"),
+                    prompt_ids=prepared.token_ids,
+                    seed=0,
+                    stop=StopOptions(max_tokens=0),
+                    priority=Priority.BATCH,
+                    is_pin=True,
+                )
+            )
 
     def drain(self) -> None:
         """Admit nothing more; what was admitted goes on. Idempotent, does not block."""
@@ -302,6 +331,7 @@ def _engine_options(
     path: Path,
     engine: Engine,
     limits: Limits,
+    scheduling: Scheduling,
     settings: Model,
     *,
     kind: ModelKind,
@@ -327,6 +357,15 @@ def _engine_options(
         queue_requests_max=limits.queue_requests + sequences_max,
         output_reserve_tokens=engine.output_reserve_tokens,
         overtakes_max=engine.overtakes_max,
+        prefix_sequences_max=scheduling.prefix_sequences,
+        prefix_share=scheduling.prefix_share,
+        prefix_tokens_min=scheduling.prefix_tokens_min,
+        normal_share=scheduling.normal_share,
+        batch_share=scheduling.batch_share,
+        ageing_s=scheduling.ageing_s,
+        turn_ms=scheduling.turn_ms,
+        adapter_turn_steps=scheduling.adapter_turn_steps,
+        swap_bytes_max=scheduling.swap_bytes,
         ack_window_steps=engine.ack_window_steps,
         kind=kind,
         stall_factor=engine.stall_factor,

@@ -1,8 +1,9 @@
 """Decide what goes into the next step, and fold back what came of it.
 
 What this room does: the queue, admission, the plan of each step, preemption, deadlines; who holds
-which sequence and how many KV cells.
-What it knows: prompts, the tokens drawn so far, the ledger of cells and the price of a step.
+which sequence; which moves of sequences a plan needs.
+What it knows: prompts, the tokens drawn so far, and the rooms it asks: `cache` for cells and
+prefixes, `compose` for the rows of a step, `fairness` for whose time it is, `cost` for prices.
 What it never does: touch the engine, a clock, text or randomness. Times are arguments, decisions
 are returned.
 
@@ -12,55 +13,72 @@ cache has not: one while it decodes, more after a preemption or a replay, when i
 evaluated again. So a preempted job, a replayed one and a new one are the same thing.
 
 A step, in this order:
- 1. Expire deadlines; admit from the queue while sequences and cells allow.
- 2. Every choice with exactly one pending token gets its row. If there are not cells enough, the
-    youngest job is preempted until there are; if it is alone, its last choice ends as full.
- 3. The rest of the time budget goes to prompts, the oldest job first: finishing one early beats
-    halving two. The oldest job always gets a row, so that it always progresses.
-
-Admission books, for each running choice, what it still has to evaluate and a rolling reserve of
-`min(tokens it may still draw, output_reserve_tokens)`. A job that doesn't fit may be overtaken by
-smaller ones `overtakes_max` times; after that nobody passes it. Jobs keep the order in which they
-came for life, so whoever is preempted goes back to where it belongs: before all that came later.
+ 1. Expire deadlines.
+ 2. Admit from the queue (`_admit`): by class, then whose client was given least, then deadline,
+    then age. A job that has waited `ageing_ms` competes as the next higher class. One whose prefix
+    another job is about to evaluate waits for that. One that does not fit is passed over, at most
+    `overtakes_max` times. One of a higher class, or of a client with less than its fair part of
+    the sequences, displaces the youngest of those it comes before.
+ 3. Choose the adapter whose turn it is, and compose the rows (`compose`).
+ 4. Where a due row has no cell: the pressure ladder. Give up parked prefixes; preempt the youngest
+    of the lowest class, never the oldest of the highest; give up pinned prefixes; then end the last
+    choice of the one job that is left, as full.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator, Sequence
 
+from appliance.domain import Priority
 from appliance.errors import ApplianceError, ContextTooLong, DeadlineExceeded, QueueFull
+from appliance.runtime.cache import Cache
+from appliance.runtime.compose import Composed, Composer
 from appliance.runtime.cost import CostModel, StepShape
+from appliance.runtime.fairness import RANKS, Fairness, Party
 from appliance.runtime.jobs import Advance, Choice, Job, Plan, SchedulerLimits, Span
-from appliance.runtime.ledger import Ledger
+from appliance.runtime.prefix import Match
+from appliance.runtime.turns import AdapterTurns
 
-_CHUNK_MIN = 8  # a prompt goes on, however short the budget
 _SEEN_JOBS = 0.1  # weight of the newest job in the mean duration
+_EXAMINED_MAX = 64  # jobs that admission looks at in one step
+_DISPLACED_MAX = 3  # times a job makes way for others before it is left in peace
 
 
 class Scheduler:
-    """The owner of queue, sequences and cells. Called by one thread; nothing here blocks."""
+    """The owner of queue and running jobs. Called by one thread; nothing here blocks."""
 
     def __init__(self, limits: SchedulerLimits, cost: CostModel) -> None:
         """Begin idle, with every sequence and cell free."""
         assert 0 < limits.sequences_max <= limits.batch_tokens
         self.limits = limits
         self.cost = cost
-        self.ledger = Ledger(limits.cells_total)
+        self.cache = Cache(limits, cost)
         self.preemptions_total = 0
+        self._fairness = Fairness(
+            shares={
+                Priority.INTERACTIVE: 1.0,
+                Priority.NORMAL: limits.normal_share,
+                Priority.BATCH: limits.batch_share,
+            },
+            credit_ms_max=limits.step_ms_while_streaming,
+        )
+        self._composer = Composer(limits, cost, self._fairness)
+        self._turns = AdapterTurns(limits.adapter_turn_steps)
         self._waiting: list[Job] = []
         self._running: list[Job] = []
         self._jobs: dict[int, Job] = {}
-        self._free_ids = list(range(limits.sequences_max - 1, -1, -1))
-        self._removed: list[int] = []
+        self._parties: dict[Party, int] = {}  # how many jobs each has here
         self._exhausted: list[Choice] = []
         self._next_order = 0
+        self._steps = 0
         self._rows_max = limits.batch_tokens
         self._job_ms = 1000.0
+        self._admit_again = True
+        self._aged_ms = 0.0
 
     # --- what comes in ---------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> ApplianceError | None:
+    def submit(self, job: Job, now_ms: float = 0.0) -> ApplianceError | None:
         """Queue a job, or return why it is refused; decides at once and changes nothing then.
 
         Sequences that are free don't count as queue, so a restarted engine takes back all it had.
@@ -72,30 +90,36 @@ class Scheduler:
         limit = min(limits.context_tokens, limits.cells_total - len(job.live) + 1)
         if len(job.live) > limits.sequences_max or len(job.prompt) + room > limit:
             return ContextTooLong(prompt_tokens=len(job.prompt), limit_tokens=limit)
-        if len(self._waiting) >= limits.queue_requests_max + len(self._free_ids):
+        if len(self._waiting) >= limits.queue_requests_max + self.cache.sequences_free:
             return QueueFull(
                 bound="engine.queue_requests",
                 limit=limits.queue_requests_max,
                 retry_after_s=self._retry_after_s(),
             )
         job.order = self._next_order
+        job.submitted_ms = now_ms
         self._next_order += 1
         self._jobs[job.ticket] = job
         self._waiting.append(job)
+        if job.party not in self._parties:
+            self._fairness.arrive(job.party, self._parties)
+        self._parties[job.party] = self._parties.get(job.party, 0) + 1
+        self._admit_again = True
         return None
 
     def remove(self, ticket: int) -> bool:
         """Forget a job, whatever it is doing (a cancel, or its failure); False if unknown."""
         self._exhausted = [choice for choice in self._exhausted if choice.job.ticket != ticket]
-        job = self._jobs.pop(ticket, None)
+        job = self._jobs.get(ticket)
         if job is None:
             return False
         if job in self._running:
-            self._running.remove(job)
             for choice in job.live:
-                self._close(choice)
+                self.cache.close(choice)
         else:
-            self._waiting.remove(job)
+            for choice in job.live:
+                self.cache.forget(choice)
+        self._forget(job)
         return True
 
     # --- a step ----------------------------------------------------------------------------------
@@ -105,17 +129,21 @@ class Scheduler:
 
         Follow with `advance`, `no_room` or `preempt_all`; with nothing if it has no spans.
         """
+        self.cache.now_ms = now_ms
+        self._steps += 1
         failed = self._expire(now_ms)
         started = self._admit(now_ms)
-        spans, shape = self._compose()
-        removed, self._removed = tuple(self._removed), []
+        composed, adapter = self._compose(now_ms)
+        moves = self.cache.take_moves()
         exhausted, self._exhausted = tuple(self._exhausted), []
         self._rows_max = self.limits.batch_tokens
+        shape = composed.shape
         return Plan(
-            spans=spans,
+            moves=moves,
+            spans=composed.spans,
             shape=shape,
-            predicted_ms=self.cost.predict_ms(shape) if spans else 0.0,
-            removed=removed,
+            predicted_ms=self.cost.predict_ms(shape) if composed.spans else 0.0,
+            adapter=adapter,
             started=started,
             exhausted=exhausted,
             failed=failed,
@@ -129,11 +157,14 @@ class Scheduler:
         """
         forks: list[tuple[int, int]] = []
         draws: list[tuple[Choice, int]] = []
-        prefills: list[tuple[int, int, int]] = []
+        prefills: list[tuple[Job, int]] = []
+        rows: dict[Party, int] = {}
         for span in spans:
             choice, job = span.choice, span.choice.job
             choice.evaluated += span.count
-            self.ledger.grow(span.seq_id, span.count)
+            choice.last_step = self._steps
+            rows[job.party] = rows.get(job.party, 0) + span.count
+            self.cache.ledger.grow(span.seq_id, span.count)
             if job.is_forked:
                 if span.row >= 0:
                     draws.append((choice, span.row))
@@ -142,6 +173,7 @@ class Scheduler:
             if choice.evaluated == len(job.prompt):
                 forks.extend(self._fork(job, choice))
                 draws.extend((other, span.row) for other in job.live if not other.outputs)
+        self._charge(rows, spans)
         return Advance(forks=tuple(forks), draws=tuple(draws), prefills=tuple(prefills))
 
     def accept(self, choice: Choice, token_id: int) -> bool:
@@ -150,19 +182,20 @@ class Scheduler:
         return choice.length >= self.limits.context_tokens
 
     def finish(self, choice: Choice, now_ms: float) -> bool:
-        """End a choice well; returns whether that completed its job."""
-        self._end(choice)
-        job = choice.job
-        if job.live:
+        """End a choice well; returns whether that completed its job. Its prefix may be kept."""
+        self._check_leader(choice)
+        self.cache.park(choice)
+        choice.is_ended = True
+        self._admit_again = True
+        if choice.job.live:
             return False
-        self._complete(job, now_ms)
+        self._complete(choice.job, now_ms)
         return True
 
     def no_room(self, plan: Plan) -> None:
-        """Make room after the engine found none for a plan (llama_decode returned 1).
+        """Take back a step that the engine refused for want of cells: make room, or ask for less.
 
-        Nothing of the plan has happened. The youngest job is preempted; a job that is alone gets
-        half as many rows, and at one row its last choice ends as full.
+        The ledger promises room, so this is the answer to what it can't know.
         """
         rows = plan.shape.decode + plan.shape.prefill
         if len(self._running) == 1 and rows > plan.shape.decode and rows > 1:
@@ -172,8 +205,13 @@ class Scheduler:
 
     def preempt_all(self) -> None:
         """Send every running job back to the queue: the cache is not to be trusted."""
-        while self._running:
-            self._preempt(self._running[-1])
+        for job in tuple(self._running):
+            self._preempt(job, swap=False)
+        self.cache.drop_parked()
+
+    def restart(self, ticket: int) -> None:
+        """Evaluate a running job again from the beginning: what it held could not be restored."""
+        self._preempt(self._jobs[ticket], swap=False)
 
     # --- what it holds ---------------------------------------------------------------------------
 
@@ -188,22 +226,21 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def sequences_used(self) -> int:
-        """Count the sequences that choices hold."""
-        return self.limits.sequences_max - len(self._free_ids)
-
-    @property
     def has_work(self) -> bool:
         """Say whether a plan would do anything."""
-        return bool(self._jobs or self._removed or self._exhausted)
+        return bool(self._jobs or self._exhausted or self.cache.has_moves)
 
     def job(self, ticket: int) -> Job | None:
         """Find a job that has not ended."""
         return self._jobs.get(ticket)
 
     def jobs(self) -> Iterator[Job]:
-        """Go through running jobs, the oldest first."""
+        """Go through running jobs, the highest class and the oldest first."""
         return iter(self._running)
+
+    def waiting(self) -> Iterator[Job]:
+        """Go through the queue, in no order."""
+        return iter(self._waiting)
 
     # --- admission -------------------------------------------------------------------------------
 
@@ -220,45 +257,94 @@ class Scheduler:
             for job in late
         )
 
-    def _admit(self, now_ms: float) -> tuple[int, ...]:
-        if not self._waiting or not self._free_ids:
+    def _admit(self, now_ms: float) -> tuple[Job, ...]:
+        is_late = now_ms - self._aged_ms >= self.limits.turn_ms
+        if not self._waiting or not (self._admit_again or is_late):
             return ()
-        started = []
-        room = self.ledger.free - sum(self._claim(job) for job in self._running)
+        self._admit_again, self._aged_ms = False, now_ms
+        started: list[Job] = []
         passed: list[Job] = []
-        for job in list(self._waiting):
-            need = self._claim(job)
+        refused: set[Party] = set()  # found nobody to make way for them
+        self._waiting.sort(key=lambda job: self._precedence(job, now_ms))
+        for job in self._waiting[:_EXAMINED_MAX]:
             if any(other.overtaken >= self.limits.overtakes_max for other in passed):
                 break
-            if len(job.live) > len(self._free_ids) or (need > room and self._running):
+            is_out_of_ids = len(job.live) > self.cache.sequences_free
+            if is_out_of_ids and (len(self._parties) == 1 or job.party in refused):
                 passed.append(job)
                 continue
+            match = self.cache.match(job)
+            if self.cache.is_worth_waiting(job, match):
+                continue
+            if not self._fits(job, match):
+                if not self._make_way(job, match):
+                    refused.add(job.party)
+                    passed.append(job)
+                    continue
+                match = self.cache.match(job)
             for other in passed:
                 other.overtaken += 1
-            self._start(job)
-            room -= need
+            self._start(job, match)
             if job.started_ms < 0.0:
                 job.started_ms = now_ms
-                started.append(job.ticket)
+                started.append(job)
         return tuple(started)
 
-    def _claim(self, job: Job) -> int:
-        """Count the free cells that a job may ask for soon."""
-        reserve = self.limits.output_reserve_tokens
-        drawn = sum(min(job.may_draw(choice), reserve) for choice in job.live)
-        if job.is_forked:
-            return drawn + sum(choice.pending for choice in job.live)
-        prompt = len(job.prompt) - max(choice.evaluated for choice in job.live)
-        return drawn + prompt + sum(len(choice.outputs) for choice in job.live)
+    def _precedence(self, job: Job, now_ms: float) -> tuple[float, ...]:
+        aged = int((now_ms - job.submitted_ms) / self.limits.ageing_ms)
+        # A job that ran already goes back before what came later of its client.
+        return (
+            max(0, RANKS[job.priority] - aged),
+            0.0 if job.started_ms >= 0.0 or aged else self._fairness.served(job.party),
+            float("inf") if job.deadline_ms is None else job.deadline_ms,
+            job.order,
+        )
 
-    def _start(self, job: Job) -> None:
+    def _fits(self, job: Job, match: Match) -> bool:
+        if len(job.live) > self.cache.sequences_free:
+            return False
+        return not self._running or self.cache.need(job, match) <= self.cache.room(self._running)
+
+    def _make_way(self, job: Job, match: Match) -> bool:
+        """Preempt those that this job comes before, if that gives it room; else change nothing."""
+        victims: list[Job] = []
+        sequences, cells = self.cache.sequences_free, self.cache.room(self._running)
+        need = self.cache.need(job, match)
+        for other in sorted(self._running, key=lambda one: -one.order):
+            if sequences >= len(job.live) and cells >= need:
+                break
+            if self._comes_before(job, other, victims):
+                victims.append(other)
+                sequences += len(other.live)
+                cells += self.cache.claim(other) + self.cache.held_by(other)
+        if sequences < len(job.live) or cells < need:
+            return False
+        for other in victims:
+            other.displaced += 1
+            self._preempt(other)
+        return bool(victims)
+
+    def _comes_before(self, job: Job, other: Job, victims: Sequence[Job]) -> bool:
+        """Say whether a running job must make way: a lower class, or more than its fair part."""
+        if other.displaced >= _DISPLACED_MAX:
+            return False
+        if RANKS[job.priority] < RANKS[other.priority]:
+            return True
+        if other.priority is not job.priority or other.client == job.client:
+            return False
+        sequences = {job.party: len(job.live), other.party: 0}
+        for one in self._running:
+            if one not in victims:
+                sequences[one.party] = sequences.get(one.party, 0) + len(one.live)
+        parties = sum(party.priority is job.priority for party in sequences)
+        part = self.limits.sequences_max / parties
+        return sequences[job.party] <= part < sequences[other.party]
+
+    def _start(self, job: Job, match: Match) -> None:
         self._waiting.remove(job)
-        bisect.insort(self._running, job, key=_order)
-        for choice in job.live:
-            choice.seq_id = self._free_ids.pop()
-            choice.evaluated = 0
-        job.is_forked = False
-        self.ledger.open(job.live[0].seq_id)
+        self._running.append(job)
+        self._running.sort(key=_running_order)
+        self.cache.start(job, match)
 
     def _retry_after_s(self) -> float:
         turns = (len(self._waiting) + 1) / max(1, len(self._running))
@@ -266,125 +352,102 @@ class Scheduler:
 
     # --- composing -------------------------------------------------------------------------------
 
-    def _compose(self) -> tuple[tuple[Span, ...], StepShape]:
+    def _compose(self, now_ms: float) -> tuple[Composed, str]:
+        pending = sum(choice.pending for job in self._running for choice in job.live)
+        self.cache.make_free(min(pending, self.limits.batch_tokens))
         while self._running:
-            decode = [choice for job in self._running for choice in _decoding(job)]
-            if len(decode) <= self.ledger.free:
-                spans, shape = self._fill(decode)
-                oldest = self._running[0]
-                if any(span.choice.job is oldest for span in spans):
-                    return spans, shape
+            adapter = self._turns.choose(self._running)
+            jobs = [job for job in self._running if job.adapter == adapter]
+            composed = self._composer.compose(
+                jobs,
+                rows_max=self._rows_max,
+                cells_used=self.cache.ledger.used,
+                now_ms=now_ms,
+            )
+            if not composed.is_short:
+                self._turns.took(adapter)
+                return composed, adapter
             self._relieve()
-        return (), StepShape(decode=0, prefill=0, kv_span=self.ledger.used)
+        shape = StepShape(decode=0, prefill=0, kv_span=self.cache.ledger.used)
+        return Composed(spans=(), shape=shape, is_short=False), ""
 
-    def _fill(self, decode: list[Choice]) -> tuple[tuple[Span, ...], StepShape]:
-        spans: list[Span] = []
-        row = 0
-        for choice in decode:
-            spans.append(Span(choice, choice.seq_id, choice.evaluated, 1, row))
-            row += 1
-        room = self._prefill_room(len(decode))
-        prefill = 0
-        for job in self._running:
-            for choice, pending in _prefilling(job):
-                count = min(pending, room - prefill)
-                if count <= 0:
-                    break
-                ends = choice.evaluated + count == choice.length or (
-                    not job.is_forked
-                    and count == pending
-                    and any(not other.outputs for other in job.live)
-                )
-                spans.append(
-                    Span(choice, choice.seq_id, choice.evaluated, count, row if ends else -1)
-                )
-                row += ends
-                prefill += count
-        kv_span = self.ledger.used + len(decode) + prefill
-        return tuple(spans), StepShape(decode=len(decode), prefill=prefill, kv_span=kv_span)
-
-    def _prefill_room(self, decode: int) -> int:
-        limits = self.limits
-        budget_ms = limits.step_ms_while_streaming if decode else limits.step_ms_max
-        fits = self.cost.prefill_room(decode, self.ledger.used, min(budget_ms, limits.step_ms_max))
-        return min(max(fits, _CHUNK_MIN), self._rows_max - decode, self.ledger.free - decode)
-
-    def _progress(self, job: Job, choice: Choice) -> list[tuple[int, int, int]]:
+    def _progress(self, job: Job, choice: Choice) -> list[tuple[Job, int]]:
         """Report prompt tokens once: not again when they are evaluated after a preemption."""
+        self._admit_again = True  # somebody may wait for this prefix
         if choice.evaluated <= job.prompt_reported:
             return []
         job.prompt_reported = choice.evaluated
-        return [(job.ticket, choice.evaluated, len(job.prompt))]
+        return [(job, choice.evaluated)]
 
     def _fork(self, job: Job, leader: Choice) -> list[tuple[int, int]]:
         job.is_forked = True
         forks = []
         for other in job.live:
             if other is not leader:
-                self.ledger.fork(leader.seq_id, other.seq_id)
+                self.cache.ledger.fork(leader.seq_id, other.seq_id)
                 other.evaluated = leader.evaluated
                 forks.append((leader.seq_id, other.seq_id))
         return forks
 
+    def _charge(self, rows: dict[Party, int], spans: Sequence[Span]) -> None:
+        parties = {job.party: job.weight for job in self._running}
+        if len(parties) < 2 and len(self._parties) < 2:  # noqa: PLR2004 - nobody to share with
+            return
+        total = sum(rows.values())
+        decode = sum(span.count == 1 for span in spans)
+        used = self.cache.ledger.used
+        step_ms = self.cost.predict_rows_ms(decode, total - decode, used)
+        self._fairness.charge(rows, parties, step_ms, self.cost.row_ms)
+
     # --- pressure --------------------------------------------------------------------------------
 
     def _relieve(self) -> None:
-        youngest = self._running[-1]
-        if len(self._running) > 1:
-            self._preempt(youngest)
+        """Go one rung down the pressure ladder."""
+        if self.cache.evict(pinned=False):
             return
-        choice = youngest.live[-1]
-        self._end(choice)
+        first = self._running[0]
+        victims = [job for job in self._running if job is not first]
+        if victims:
+            self._preempt(max(victims, key=lambda job: (RANKS[job.priority], job.order)))
+            return
+        if self.cache.evict(pinned=True):
+            return
+        choice = first.live[-1]
+        self._check_leader(choice)
+        self.cache.close(choice)
+        choice.is_ended = True
         self._exhausted.append(choice)
-        if not youngest.live:
-            self._complete(youngest, youngest.started_ms)
+        if not first.live:
+            self._complete(first, first.started_ms)
 
-    def _preempt(self, job: Job) -> None:
+    def _preempt(self, job: Job, *, swap: bool = True) -> None:
         self._running.remove(job)
         for choice in job.live:
-            self._close(choice)
+            if not (swap and self.cache.swap_out(choice)):
+                self.cache.close(choice)
         job.is_forked = False
-        bisect.insort(self._waiting, job, key=_order)
+        self._waiting.append(job)
         self.preemptions_total += 1
+        self._admit_again = True
 
-    def _end(self, choice: Choice) -> None:
+    def _check_leader(self, choice: Choice) -> None:
         job = choice.job
         was_leader = not job.is_forked and choice is job.live[0]
         assert not was_leader or len(job.live) == 1, "the evaluator of a prompt ended before it"
-        self._close(choice)
-        choice.is_ended = True
-
-    def _close(self, choice: Choice) -> None:
-        if choice.job.is_forked or choice is choice.job.live[0]:
-            self.ledger.close(choice.seq_id)
-            self._removed.append(choice.seq_id)
-        self._free_ids.append(choice.seq_id)
-        choice.seq_id = -1
-        choice.evaluated = 0
 
     def _complete(self, job: Job, now_ms: float) -> None:
-        self._running.remove(job)
-        del self._jobs[job.ticket]
+        self._forget(job)
         duration_ms = max(0.0, now_ms - job.started_ms)
         self._job_ms += _SEEN_JOBS * (duration_ms - self._job_ms)
 
-
-def _order(job: Job) -> int:
-    return job.order
-
-
-def _decoding(job: Job) -> list[Choice]:
-    """List the choices that need exactly one row: also a prompt's last token when it is alone."""
-    if not job.is_forked:
-        leader = job.live[0]
-        return [leader] if not leader.outputs and leader.pending == 1 else []
-    return [choice for choice in job.live if choice.pending == 1]
+    def _forget(self, job: Job) -> None:
+        del self._jobs[job.ticket]
+        (self._running if job in self._running else self._waiting).remove(job)
+        self._parties[job.party] -= 1
+        if not self._parties[job.party]:
+            del self._parties[job.party]
+        self._admit_again = True
 
 
-def _prefilling(job: Job) -> list[tuple[Choice, int]]:
-    """List the choices that need more rows, each with how many until its next boundary."""
-    if not job.is_forked:
-        leader = job.live[0]
-        pending = len(job.prompt) - leader.evaluated
-        return [] if _decoding(job) else [(leader, pending)]
-    return [(choice, choice.pending) for choice in job.live if choice.pending > 1]
+def _running_order(job: Job) -> tuple[int, int]:
+    return RANKS[job.priority], job.order

@@ -55,6 +55,7 @@ class TicketBook:
         self._admission = Admission(limits)
         self._send: Callable[[wire.Frame], None] | None = None  # only while a worker is ready
         self._just_started: tuple[int, ...] = ()
+        self._pins: list[Job] = []
 
     # --- counting ---
 
@@ -91,6 +92,14 @@ class TicketBook:
         if job.n > facts.sequences_max:
             raise InvalidRequest(field="n", reason=f"must be at most {facts.sequences_max}")
         self._check_queue(len(job.prompt_ids))
+        return self._ticket(job)
+
+    def pin(self, job: Job) -> None:
+        """Have a prefix evaluated and kept, now and by every later worker; nobody reads of it."""
+        self._pins.append(job)
+        self._ticket(job)
+
+    def _ticket(self, job: Job) -> Ticket:
         ticket = Ticket(
             next(self._ticket_ids),
             job,
@@ -123,6 +132,10 @@ class TicketBook:
     def attach(self, send: Callable[[wire.Frame], None]) -> None:
         """Hand over through this from now on."""
         self._send = send
+        under_way = [ticket.job for ticket in self._tickets.values()]
+        for job in self._pins:
+            if job not in under_way:
+                self._ticket(job)
         self.submit_next()
 
     def detach(self) -> None:

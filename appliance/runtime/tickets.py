@@ -53,6 +53,7 @@ class Job(Value):
     priority: Priority = Priority.NORMAL
     adapter: str = ""
     cache_salt: str = ""
+    is_pin: bool = False
 
 
 class EmbedJob(Value):
@@ -242,6 +243,7 @@ class Ticket:
             priority=job.priority,
             adapter=job.adapter,
             cache_key=f"{_client_id(job.client)}\n{job.cache_salt}",  # an id holds no newline
+            is_pin=job.is_pin,
         )
 
     def start(self) -> None:

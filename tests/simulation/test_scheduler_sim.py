@@ -1,9 +1,10 @@
 """Thousands of random lives of the scheduler against an engine that is only books.
 
 Each schedule is made from a seed that a failure prints: jobs arrive at random with random sizes,
-choices, replays, deadlines and cancels; the engine refuses steps at random. The engine keeps what
-each sequence holds, position by position, and what llama.cpp would refuse is an error here. After
-every step the invariants are checked; at the end everything must have ended, exactly once.
+choices, replays, deadlines and cancels, of several classes, clients, adapters and cache keys, with
+prompts that begin alike; the engine refuses steps at random. The engine keeps what each sequence
+holds, position by position, and what llama.cpp would refuse is an error here. After every step the
+invariants are checked; at the end everything must have ended, exactly once.
 """
 
 # ruff: noqa: SLF001 - the invariants look at the books themselves
@@ -15,13 +16,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from appliance.domain import Priority
 from appliance.errors import ApplianceError, ContextTooLong, DeadlineExceeded, QueueFull
 from appliance.runtime.cost import CostModel
-from appliance.runtime.jobs import Choice, Job, Plan, SchedulerLimits, Span
+from appliance.runtime.fairness import RANKS
+from appliance.runtime.jobs import Choice, Job, Move, MoveKind, Plan, SchedulerLimits, Span
 from appliance.runtime.scheduler import Scheduler
 
 SCHEDULES_PER_CASE = 180
 STEPS_MAX = 20_000
+STANDS_MAX = 4000
 
 
 class BookEngine:
@@ -30,6 +34,7 @@ class BookEngine:
     def __init__(self, cells_total: int) -> None:
         self.cells_total = cells_total
         self.sequences: dict[int, list[object]] = {}
+        self.saved: dict[tuple[int, int], list[int]] = {}
 
     @property
     def used(self) -> int:
@@ -38,9 +43,30 @@ class BookEngine:
     def remove(self, seq_id: int) -> None:
         self.sequences.pop(seq_id, None)
 
-    def copy(self, source: int, target: int) -> None:
+    def copy(self, source: int, target: int, tokens: int | None = None) -> None:
         assert not self.sequences.get(target), "copied onto a sequence that is not empty"
-        self.sequences[target] = list(self.sequences[source])
+        held = self.sequences[source]
+        assert tokens is None or len(held) >= tokens, "copied more than the source holds"
+        self.sequences[target] = list(held[:tokens])
+
+    def move(self, move: Move) -> None:
+        key = (move.ticket, move.choice)
+        if move.kind is MoveKind.REMOVE:
+            self.remove(move.seq_id)
+        elif move.kind is MoveKind.COPY:
+            self.copy(move.source, move.seq_id, move.tokens)
+        elif move.kind is MoveKind.SWAP_OUT:
+            assert key not in self.saved
+            self.saved[key] = self.text(move.seq_id)
+            assert len(self.saved[key]) == move.tokens
+        elif move.kind is MoveKind.SWAP_IN:
+            assert not self.sequences.get(move.seq_id)
+            text = self.saved.pop(key)
+            assert len(text) == move.tokens
+            assert self.used + len(text) <= self.cells_total, "no room to swap in"
+            self.sequences[move.seq_id] = [[token] for token in text]
+        else:
+            del self.saved[key]
 
     def decode(self, spans: tuple[Span, ...], batch_tokens: int) -> None:
         rows = sum(span.count for span in spans)
@@ -71,6 +97,7 @@ class World:
     live: dict[int, Job] = field(default_factory=dict)
     length_of: dict[tuple[int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
+    stood: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rng = self.rng = random.Random(self.seed)
@@ -88,7 +115,18 @@ class World:
             step_ms_while_streaming=30.0,
             step_ms_max=100.0,
             overtakes_max=rng.choice([0, 2, 16]),
+            parked_max=rng.choice([0, 2, 16]),
+            parked_cells_max=cells // 2,
+            prefix_tokens_min=rng.choice([1, 4]),
+            ageing_ms=rng.choice([50.0, 30_000.0]),
+            turn_ms=rng.choice([5.0, 100.0]),
+            adapter_turn_steps=rng.choice([1, 8]),
+            swap_bytes_max=rng.choice([0, 100, 100_000]),
+            cell_bytes=1,
         )
+        self.priorities = rng.choice([[Priority.NORMAL], list(Priority)])
+        self.clients = rng.choice([[""], ["a", "b"], ["a", "b", "c", "d"]])
+        self.adapters = rng.choice([[""], [""], ["", "x", "y"]])
         self.scheduler = Scheduler(limits, CostModel())
         self.engine = BookEngine(cells)
 
@@ -99,9 +137,15 @@ class World:
         size = rng.choice([1, 2, 5, 12, 40, rng.randint(1, limits.cells_total + 2)])
         job = Job(
             ticket=ticket,
-            prompt=[rng.randrange(1000) for _ in range(size)],
+            prompt=self.prompt(size),
             max_tokens=rng.choice([None, 0, 1, 5, 40]),
             deadline_ms=self.now_ms + rng.uniform(0, 3000) if rng.random() < 0.2 else None,
+            client=rng.choice(self.clients),
+            weight=rng.choice([1.0, 1.0, 0.5, 4.0]),
+            priority=rng.choice(self.priorities),
+            adapter=rng.choice(self.adapters),
+            cache_key=rng.choice(["k", "l"]),
+            is_pin=rng.random() < 0.03,
         )
         count = rng.choice([1, 1, 1, 2, 4])
         for index in range(count):
@@ -113,9 +157,9 @@ class World:
             job.add_choice(accepted, is_ended=is_ended)
             if not is_ended:
                 self.length_of[ticket, index] = rng.choice([1, 3, 10, 60])
-        free = limits.sequences_max - self.scheduler.sequences_used
+        free = limits.sequences_max - self.scheduler.cache.sequences_used
         waiting = self.scheduler.waiting_count
-        refusal = self.scheduler.submit(job)
+        refusal = self.scheduler.submit(job, self.now_ms)
         if refusal is None:
             self.live[ticket] = job
         elif isinstance(refusal, QueueFull):
@@ -129,6 +173,11 @@ class World:
             )
             self.end(ticket, "too_long")
 
+    def prompt(self, size: int) -> list[int]:
+        """Make a prompt that often begins as others do, sometimes with what they were answered."""
+        begin = [self.rng.choice([1, 2]), *range(3, 3 + self.rng.choice([0, 1, 5, 30]))]
+        return (begin + [self.rng.randrange(1000) for _ in range(size)])[:size]
+
     def end(self, ticket: int, how: str) -> None:
         assert ticket not in self.ends, f"ticket {ticket} ended twice: {self.ends[ticket]}, {how}"
         self.ends[ticket] = how
@@ -139,8 +188,8 @@ class World:
     def step(self) -> Plan:
         scheduler = self.scheduler
         plan = scheduler.plan(self.now_ms)
-        for seq_id in plan.removed:
-            self.engine.remove(seq_id)
+        for move in plan.moves:
+            self.engine.move(move)
         for job, error in plan.failed:
             self.expire(job, error)
         for choice in plan.exhausted:
@@ -169,9 +218,9 @@ class World:
         advance = scheduler.advance(plan.spans)
         for source, target in advance.forks:
             self.engine.copy(source, target)
-        for ticket, done, total in advance.prefills:
-            assert self.progress.get(ticket, 0) < done <= total
-            self.progress[ticket] = done
+        for job, done in advance.prefills:
+            assert self.progress.get(job.ticket, 0) < done <= len(job.prompt)
+            self.progress[job.ticket] = done
         for choice, row in advance.draws:
             assert row >= 0
             self.draw(choice)
@@ -216,44 +265,67 @@ class World:
     def check_plan(self, plan: Plan) -> None:
         scheduler = self.scheduler
         running = list(scheduler.jobs())
-        assert running == sorted(running, key=lambda job: job.order)
+        assert running == sorted(running, key=lambda job: (RANKS[job.priority], job.order))
         if not running:
             return
+        assert plan.spans, "jobs run and none gets a row"
+        assert {span.choice.job.adapter for span in plan.spans} == {plan.adapter}
+        self.check_progress(plan, running)
         planned = {span.seq_id: span for span in plan.spans}
-        assert any(span.choice.job is running[0] for span in plan.spans), "the oldest stands still"
-        for job in running:
-            for choice in job.live:
-                if job.is_forked and choice.pending == 1:
-                    assert planned[choice.seq_id].count == 1, "a decode row was left out"
+        mine = [job for job in running if job.adapter == plan.adapter]
+        if len({job.party for job in mine}) == 1 and plan.predicted_ms < 50.0:
+            for job in mine:
+                for choice in job.live:
+                    if job.is_forked and choice.pending == 1:
+                        assert planned[choice.seq_id].count == 1, "a decode row was left out"
         singles = [span for span in plan.spans if span.count == 1]
         assert plan.shape.decode <= len(singles)
         budget_ms = 30.0 if plan.shape.decode else 100.0
-        if plan.shape.prefill > 8:
+        if plan.shape.prefill > 24:  # a chunk is never less than a whole tile
             assert plan.predicted_ms <= budget_ms, "a prompt was given more than the budget"
 
     def check_books(self) -> None:
         scheduler = self.scheduler
-        ledger = scheduler.ledger
-        assert ledger.used == ledger.recount()
-        pending = set(scheduler._removed)
+        cache, ledger = scheduler.cache, scheduler.cache.ledger
+        assert ledger.used == ledger.recount() <= ledger.cells_total
+        gone = {move.seq_id for move in cache._moves if move.kind is MoveKind.REMOVE}
         held = {
-            seq_id: cells
-            for seq_id, cells in self.engine.sequences.items()
-            if seq_id not in pending
+            seq_id: cells for seq_id, cells in self.engine.sequences.items() if seq_id not in gone
         }
         assert ledger.used == len({id(cell) for cells in held.values() for cell in cells})
+        for seq_id in cache.parked.ids():
+            assert self.engine.text(seq_id) == list(cache._tree.tokens(seq_id))
         holding = sum(len(job.live) for job in scheduler.jobs())
-        assert scheduler.sequences_used == holding
+        assert cache.sequences_used == holding <= scheduler.limits.sequences_max
+        assert len(cache.parked) <= scheduler.limits.parked_max
+        ids = len(cache._free_ids) + holding + len(cache.parked)
+        assert ids == scheduler.limits.sequences_max + scheduler.limits.parked_max
+        saved = sum(choice.swapped for job in scheduler._waiting for choice in job.choices)
+        assert cache.swapped_bytes == saved <= scheduler.limits.swap_bytes_max
         untold = {choice.job.ticket for choice in scheduler._exhausted}
         queued = {job.ticket for job in (*scheduler.jobs(), *scheduler._waiting)}
         assert set(self.live) == queued | untold
 
+    def check_progress(self, plan: Plan, running: list[Job]) -> None:
+        """Nobody that runs stands still for ever, whoever else is there."""
+        served = {span.choice.job.ticket for span in plan.spans}
+        for job in running:
+            waited = 0 if job.ticket in served else self.stood.get(job.ticket, 0) + 1
+            self.stood[job.ticket] = waited
+            assert waited < STANDS_MAX, f"job {job.ticket} stands still"
+
     def check_idle(self) -> None:
         scheduler = self.scheduler
-        assert scheduler.ledger.is_empty
-        assert scheduler.sequences_used == 0
-        assert self.engine.used == 0
+        cache = scheduler.cache
+        assert cache.sequences_used == 0
+        assert cache.ledger.used == cache.cells_parked == self.engine.used
+        if len([1 for seq_id in cache.parked.ids(pinned=False)]) == len(cache.parked):
+            assert cache.cells_parked <= scheduler.limits.parked_cells_max
+        assert cache.swapped_bytes == 0
+        assert not self.engine.saved
+        assert not scheduler._parties
         assert not scheduler.has_work
+        assert len(cache._tree) == len(cache.parked)
 
 
 def _token(ticket: int, choice: int, position: int) -> int:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from appliance.runtime.llama.context import Adapter, Context, ContextOptions, DecodeCode
+from appliance.runtime.llama.context import (
+    SEQUENCES_MAX,
+    Adapter,
+    Context,
+    ContextOptions,
+    DecodeCode,
+)
 from appliance.runtime.llama.model import (
     EngineFault,
     Model,
@@ -13,6 +19,7 @@ from appliance.runtime.llama.model import (
 from appliance.runtime.llama.sampling import SamplerChain
 
 __all__ = [
+    "SEQUENCES_MAX",
     "Adapter",
     "Context",
     "ContextOptions",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # ctypes gives pointers no type that says what they point to.
 Pointer: TypeAlias = Any
 
-_SEQUENCES_MAX = 256  # llama-cparams.h: LLAMA_MAX_SEQ
+SEQUENCES_MAX = 256  # llama-cparams.h: LLAMA_MAX_SEQ
 _POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 _FLASH_ATTENTION = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -49,7 +49,10 @@ class DecodeCode(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextOptions:
-    """What a context is asked for; the context tells what it got. Sizes in tokens or cells."""
+    """What a context is asked for; the context tells what it got. Sizes in tokens or cells.
+
+    outputs_max: rows of logits of one step, one for each sequence at least.
+    """
 
     cells: int
     batch_tokens: int
@@ -57,6 +60,7 @@ class ContextOptions:
     threads_decode: int
     threads_prefill: int
     embedding: bool
+    outputs_max: int = 0
     cache_type_k: int = lib.GGML_TYPE_F16
     cache_type_v: int = lib.GGML_TYPE_F16
     flash_attention: str = "auto"
@@ -86,7 +90,7 @@ class Context:
 
     def __init__(self, model: Model, options: ContextOptions) -> None:
         """Ask for the options and read back what came; `pointer` is None on failure."""
-        assert 0 < options.sequences_max <= _SEQUENCES_MAX
+        assert 0 < options.sequences_max <= SEQUENCES_MAX
         params = lib.llama_context_default_params()
         params.n_ctx = options.cells
         params.n_batch = options.batch_tokens
@@ -104,8 +108,9 @@ class Context:
         params.embeddings = options.embedding
         params.no_perf = True
         if not options.embedding:
-            # A row of logits per sequence at most, where the default reserves one per batch token.
-            params.n_outputs_max = options.sequences_max
+            # As many rows of logits as are wanted, where the default reserves one per batch token;
+            # llama.cpp asserts one for each sequence (llama-context.cpp: output_reserve).
+            params.n_outputs_max = max(options.outputs_max, options.sequences_max)
         self._model = model
         self.kv_unified = options.kv_unified
         self.memory_kind = MemoryKind.WHOLE

@@ -52,6 +52,15 @@ class EngineOptions(Frame):
     output_reserve_tokens: int
     ack_window_steps: int
     overtakes_max: int = 16
+    prefix_sequences_max: int = 0
+    prefix_share: float = 0.5
+    prefix_tokens_min: int = 16
+    normal_share: float = 0.3
+    batch_share: float = 0.1
+    ageing_s: float = 30.0
+    turn_ms: float = 100.0
+    adapter_turn_steps: int = 8
+    swap_bytes_max: int = 0
     kind: ModelKind = ModelKind.GENERATE
     stall_factor: float = 20.0
     cells_min: int = 0
@@ -76,7 +85,8 @@ class Submit(Frame, tag="submit"):
     accepted again by sampler, penalties, constraint and stop strings without being sent again.
     `ended` names the choices that were complete already. `client` is what fairness counts by, and
     `weight` its share beside other clients of the class; prompts share prefixes within one
-    `cache_key`; `adapter` names a loaded LoRA adapter, "" none.
+    `cache_key`; `adapter` names a loaded LoRA adapter, "" none. `is_pin`: its prefix
+    stays, and is for everybody.
     """
 
     ticket: int
@@ -95,6 +105,7 @@ class Submit(Frame, tag="submit"):
     priority: Priority = Priority.NORMAL
     adapter: str = ""
     cache_key: str = ""
+    is_pin: bool = False
 
 
 class SubmitEmbed(Frame, tag="submit_embed"):
@@ -180,7 +191,10 @@ class Failure(Frame):
 
 
 class EngineGauges(Frame):
-    """The engine's state after a step, for metrics and the idle integrity check."""
+    """The engine's state after a step, for metrics.
+
+    cells_cached are held for their prefixes alone, beside cells_used.
+    """
 
     running: int
     waiting: int
@@ -193,6 +207,10 @@ class EngineGauges(Frame):
     step_ms: float
     predicted_ms: float
     stall_limit_ms: float
+    cells_cached: int = 0
+    prefix_tokens_total: int = 0
+    evictions_total: int = 0
+    swapped_bytes: int = 0
 
 
 class Step(Frame, tag="step"):

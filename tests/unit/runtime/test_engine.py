@@ -155,5 +155,5 @@ def test_cells_held_while_idle_are_noticed(engine: GeneratingEngine) -> None:
     engine._context.put(0, [5], 3, 0)
     engine._context.want_row(0)
     assert engine._context.decode(1) is DecodeCode.OK
-    with pytest.raises(AssertionError, match="sequence 3 holds cells"):
+    with pytest.raises(AssertionError, match="sequence 3 holds 1 cells, not 0"):
         run(engine)

@@ -50,6 +50,7 @@ def opened(model: Model, *, kv_unified: bool = True, sequences_max: int = 4) -> 
             sequences_max=sequences_max,
             threads_decode=1,
             threads_prefill=1,
+            outputs_max=16,
             embedding=False,
             kv_unified=kv_unified,
         )

@@ -89,9 +89,9 @@ def test_choices_share_the_prompts_row_and_its_cells() -> None:
     plan, drawn = step(planner)
     assert [choice.index for choice in drawn] == [0, 1, 2]
     assert len(plan.spans) == 1
-    assert planner.ledger.used == 20
+    assert planner.cache.ledger.used == 20
     step(planner)
-    assert planner.ledger.used == 23
+    assert planner.cache.ledger.used == 23
 
 
 def test_a_queue_refuses_beyond_its_bound_and_free_sequences_are_no_queue() -> None:
@@ -116,7 +116,7 @@ def test_admission_counts_cells_and_lets_a_smaller_job_pass_for_a_while() -> Non
     planner.submit(job(2, 60))
     for ticket in range(3, 7):
         planner.submit(job(ticket, 3, max_tokens=1))
-    started = planner.plan(0.0).started
+    started = [job.ticket for job in planner.plan(0.0).started]
     assert started[0] == 1
     assert 2 not in started
     assert len(started) == 3  # two passed, then nobody does
@@ -137,7 +137,7 @@ def test_pressure_preempts_the_youngest_and_its_tokens_come_back() -> None:
     while young.choices[0].pending != 1:
         step(planner)
     assert young.choices[0].outputs[: len(drawn_before)] == drawn_before
-    assert planner.ledger.held(young.choices[0].seq_id) == young.choices[0].length - 1
+    assert planner.cache.ledger.held(young.choices[0].seq_id) == young.choices[0].length - 1
 
 
 def test_a_job_alone_ends_as_full_when_the_cells_are() -> None:
@@ -147,9 +147,9 @@ def test_a_job_alone_ends_as_full_when_the_cells_are() -> None:
     while not exhausted:
         exhausted = step(planner)[0].exhausted
     assert exhausted[0].length == 21
-    assert planner.plan(0.0).removed == ()
+    assert planner.plan(0.0).moves == ()
     assert not planner.has_work
-    assert planner.ledger.is_empty
+    assert planner.cache.ledger.is_empty
 
 
 def test_a_step_refused_for_room_is_halved_for_a_lone_job() -> None:
@@ -163,8 +163,8 @@ def test_a_step_refused_for_room_is_halved_for_a_lone_job() -> None:
 def test_deadlines_are_kept_in_the_queue_and_while_generating() -> None:
     planner = scheduler(sequences_max=1)
     planner.submit(job(1, deadline_ms=50.0))
-    planner.submit(job(2, deadline_ms=20.0))
     step(planner, 0.0)
+    planner.submit(job(2, deadline_ms=20.0))
     (late, error), *_ = planner.plan(20.0).failed
     assert (late.ticket, error.fields) == (2, {"phase": "queue"})
     (late, error), *_ = planner.plan(50.0).failed
@@ -180,7 +180,7 @@ def test_a_cancel_empties_its_sequences_before_the_next_step() -> None:
     assert planner.remove(1)
     assert not planner.remove(1)
     assert planner.has_work
-    assert set(planner.plan(0.0).removed) == held
+    assert {move.seq_id for move in planner.plan(0.0).moves} == held
     assert not planner.has_work
 
 
@@ -197,4 +197,4 @@ def test_a_replay_evaluates_the_prompt_once_and_each_choices_own_tokens() -> Non
     plan, drawn = step(planner)
     assert planned(plan) == {1: 4}
     assert [choice.index for choice in drawn] == [1, 0]
-    assert planner.sequences_used == 2
+    assert planner.cache.sequences_used == 2

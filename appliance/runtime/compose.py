@@ -1,0 +1,212 @@
+"""Fill one step with rows: who decodes, and which prompts go on.
+
+What this room does: chooses, from the running jobs, the rows of the next step within its time, its
+rows and the free cells.
+What it knows: the price of a step (`cost`) and what each party may add to it (`fairness`).
+What it never does: change a job, or make room: it tells what it could not place.
+
+ 1. Decode rows: all of a party that is due, of another one as many as its allowance pays for; a
+    lump of up to 15 at least or none, since rows in a larger step are cheaper. Those that have
+    waited longest go first.
+ 2. Prompts: what is left of the time goes to prompts. First by class; inside it by what the party
+    was given, then by deadline, then the shortest rest, less the time it has waited: finishing one
+    early beats halving two, and nobody waits for ever behind shorter ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from appliance.runtime.cost import ROW_QUANTUM, CostModel, StepShape
+from appliance.runtime.fairness import RANKS, Fairness, Party
+from appliance.runtime.jobs import Choice, Job, SchedulerLimits, Span
+
+CHUNK_MIN = 8  # a prompt goes on, however short the budget
+_LUMP = ROW_QUANTUM - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """The rows of a step. `is_short` of cells: a row that was due had none."""
+
+    spans: tuple[Span, ...]
+    shape: StepShape
+    is_short: bool
+
+
+class Composer:
+    """Fill steps by these limits and prices. Keeps nothing between two steps."""
+
+    def __init__(self, limits: SchedulerLimits, cost: CostModel, fairness: Fairness) -> None:
+        """Look at, and never change, the prices and the accounts."""
+        self._limits = limits
+        self._cost = cost
+        self._fairness = fairness
+
+    def compose(
+        self, jobs: Sequence[Job], *, rows_max: int, cells_used: int, now_ms: float
+    ) -> Composed:
+        """Fill a step from these jobs, which all run with one adapter."""
+        cells_free = self._limits.cells_total - cells_used
+        parties = {job.party: job.weight for job in jobs}
+        # Two rows' price: those with one stream each always fit beside each other.
+        lead_ms = 2.0 * self._cost.predict_rows_ms(1, 0, cells_used)
+        allowed = self._fairness.allowances(parties, lead_ms)
+        decode = self._decode(jobs, allowed, cells_used)[:rows_max]
+        is_short = len(decode) > cells_free
+        filling = _Filling(decode[: max(0, cells_free)])
+        budget_ms = self._limits.step_ms_while_streaming if decode else self._limits.step_ms_max
+        room = self._room(len(decode), cells_used, budget_ms)
+        room = min(room, rows_max - len(decode), cells_free - len(decode))
+        if room > 0:
+            self._prefill(filling, self._prompts(jobs, now_ms), room, allowed, cells_used)
+        shape = filling.shape(cells_used)
+        return Composed(
+            spans=tuple(filling.spans), shape=shape, is_short=is_short or not filling.spans
+        )
+
+    # --- decode rows ---
+
+    def _decode(
+        self, jobs: Sequence[Job], allowed: Mapping[Party, float], cells_used: int
+    ) -> list[Choice]:
+        wanted: dict[Party, list[Choice]] = {}
+        for job in jobs:
+            ready = job.decoding()
+            if ready:
+                wanted.setdefault(job.party, []).extend(ready)
+        chosen: list[Choice] = []
+        # Whoever may add most goes first, the due ones before all: their rows make up the step.
+        for party in sorted(wanted, key=lambda one: (RANKS[one.priority], -allowed[one])):
+            choices = wanted[party]
+            count = self._affordable(
+                len(chosen), len(choices), self._bound_ms(party, allowed), cells_used
+            )
+            is_due = allowed[party] == math.inf or self._fairness.is_saturated(party.priority)
+            if count < min(_LUMP, len(choices)) and not is_due:
+                continue
+            if count < len(choices):
+                choices = sorted(choices, key=lambda choice: choice.last_step)[: max(1, count)]
+            chosen += choices
+        return chosen
+
+    def _bound_ms(self, party: Party, allowed: Mapping[Party, float]) -> float:
+        """Bound a party's decode rows in one step: nobody holds up the others for longer."""
+        if len(allowed) == 1:
+            return self._limits.step_ms_max
+        return min(allowed[party], self._limits.turn_ms)
+
+    def _affordable(self, before: int, wanted: int, bound_ms: float, cells_used: int) -> int:
+        """Count the decode rows that may be added to `before` for so many ms."""
+        base_ms = self._cost.predict_rows_ms(before, 0, cells_used)
+        limit_ms = min(base_ms + bound_ms, self._limits.step_ms_max)
+        low, high = 0, wanted
+        if self._cost.predict_rows_ms(before + high, 0, cells_used) <= limit_ms:
+            return high
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._cost.predict_rows_ms(before + middle, 0, cells_used) <= limit_ms:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    # --- prompts ---
+
+    def _room(self, decode: int, cells_used: int, budget_ms: float) -> int:
+        budget_ms = min(budget_ms, self._limits.step_ms_max)
+        room = self._cost.prefill_room(decode, cells_used, budget_ms)
+        if room >= CHUNK_MIN:
+            return room
+        return -(-(decode + CHUNK_MIN) // ROW_QUANTUM) * ROW_QUANTUM - decode
+
+    def _prompts(self, jobs: Sequence[Job], now_ms: float) -> list[tuple[Choice, int]]:
+        prompts = [(job, job.prefilling()) for job in jobs]
+        found = [(job, pending) for job, pending in prompts if pending]
+        if len(found) > 1:
+            row_ms = self._cost.row_ms
+
+            def rank(entry: tuple[Job, list[tuple[Choice, int]]]) -> tuple[float, ...]:
+                job, pending = entry
+                rest_ms = sum(rows for _, rows in pending) * row_ms
+                return (
+                    RANKS[job.priority],
+                    self._fairness.served(job.party),
+                    math.inf if job.deadline_ms is None else job.deadline_ms,
+                    rest_ms - (now_ms - job.submitted_ms),
+                    job.order,
+                )
+
+            found.sort(key=rank)
+        return [one for _, pending in found for one in pending]
+
+    def _prefill(
+        self,
+        filling: _Filling,
+        prompts: Sequence[tuple[Choice, int]],
+        room: int,
+        allowed: Mapping[Party, float],
+        cells_used: int,
+    ) -> None:
+        left = {party: ms for party, ms in allowed.items() if ms < math.inf}
+        for choice, pending in prompts:
+            count = min(pending, room - filling.prefill)
+            if count <= 0:
+                return
+            party = choice.job.party
+            if party in left and filling.spans:
+                count = self._within(filling, count, left[party], cells_used)
+                if count < min(pending, ROW_QUANTUM) and not self._must_go_on(party, filling):
+                    continue
+                before_ms = self._price(filling, 0, cells_used)
+                count = max(count, min(pending, room - filling.prefill, CHUNK_MIN))
+                left[party] -= self._price(filling, count, cells_used) - before_ms
+            filling.add_prompt(choice, count)
+
+    def _must_go_on(self, party: Party, filling: _Filling) -> bool:
+        """Say whether a class has waited as long as it can and got nothing in this step yet."""
+        has_rows = any(span.choice.job.priority is party.priority for span in filling.spans)
+        return self._fairness.is_saturated(party.priority) and not has_rows
+
+    def _within(self, filling: _Filling, count: int, bound_ms: float, cells_used: int) -> int:
+        """Count the prompt rows that may be added for so many ms, by whole quanta."""
+        limit_ms = self._price(filling, 0, cells_used) + bound_ms
+        while count > 0 and self._price(filling, count, cells_used) > limit_ms:
+            count = count - ROW_QUANTUM if count > ROW_QUANTUM else 0
+        return count
+
+    def _price(self, filling: _Filling, more: int, cells_used: int) -> float:
+        rows = filling.prefill + more
+        return self._cost.predict_rows_ms(filling.decode, rows, cells_used + rows)
+
+
+class _Filling:
+    """A step while it is filled: decode rows first, in the order of the batch."""
+
+    def __init__(self, decode: Sequence[Choice]) -> None:
+        self.spans = [
+            Span(choice, choice.seq_id, choice.evaluated, 1, row)
+            for row, choice in enumerate(decode)
+        ]
+        self.decode = len(decode)
+        self.prefill = 0
+        self._rows = len(decode)
+
+    def add_prompt(self, choice: Choice, count: int) -> None:
+        job = choice.job
+        end = choice.evaluated + count
+        has_row = end == choice.length or (
+            not job.is_forked
+            and end == len(job.prompt)
+            and any(not other.outputs for other in job.live)
+        )
+        row = self._rows if has_row else -1
+        self.spans.append(Span(choice, choice.seq_id, choice.evaluated, count, row))
+        self._rows += has_row
+        self.prefill += count
+
+    def shape(self, cells_used: int) -> StepShape:
+        span = cells_used + self.decode + self.prefill
+        return StepShape(decode=self.decode, prefill=self.prefill, kv_span=span)
