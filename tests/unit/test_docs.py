@@ -78,8 +78,9 @@ def test_the_architecture_names_only_files_that_are_there() -> None:
 
 def test_a_decision_has_its_four_parts_and_is_in_the_index() -> None:
     index = (ROOT / "docs" / "adr" / "README.md").read_text()
-    for number, path in enumerate(DECISIONS, start=1):
-        assert path.name.startswith(f"{number:04d}-")
+    numbers = [int(path.name[:4]) for path in DECISIONS]
+    assert numbers == sorted(set(numbers))
+    for number, path in zip(numbers, DECISIONS, strict=True):
         text = path.read_text()
         for part in ("Context", "Options", "Decision", "Cost"):
             assert f"\n**{part}.** " in text
