@@ -41,6 +41,7 @@ from appliance.access.policy import Verb, authorise
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
+from appliance.api.resume import Streams
 from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Config
 from appliance.domain import Client, ClientKind, VersionState
@@ -206,11 +207,13 @@ class Daemon:
         service = Service(
             router, audit, metrics, config.limits, keyring=keyring, clock=monotonic_ms
         )
+        streams = Streams(config.limits, metrics)
         async with asyncio.TaskGroup() as group:
             group.create_task(router.run())
+            group.create_task(streams.run())
             watchdog = group.create_task(self._notifier.keep_alive())
             try:
-                async with self._faces(service):
+                async with self._faces(service, streams):
                     audit.record(self._operator, Verb.SERVE, "*", "ok")
                     try:
                         await self._until_asked(router, versions, audit)
@@ -219,15 +222,17 @@ class Daemon:
                         await router.close()
                 audit.record(self._operator, Verb.STOP, "*", "ok")
             finally:
+                streams.close()
                 watchdog.cancel()
         logs.event("stopped")
 
     @contextlib.asynccontextmanager
-    async def _faces(self, service: Service) -> AsyncIterator[None]:
+    async def _faces(self, service: Service, streams: Streams) -> AsyncIterator[None]:
         """Listen on every address of the table; on leaving, stop after what is still to be told."""
         config = self._config
-        grpc = GrpcServer(service, config.grpc, Path(config.server.runtime_dir), clock=monotonic_ms)
-        rest = RestServer(service, config.rest, utc_ms=utc_ms)
+        runtime_dir = Path(config.server.runtime_dir)
+        grpc = GrpcServer(service, streams, config.grpc, runtime_dir, clock=monotonic_ms)
+        rest = RestServer(service, streams, config.rest, utc_ms=utc_ms)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(grpc.stop, GOODBYE_S)
             await grpc.start()

@@ -128,6 +128,36 @@ class RequestCancelled(RequestError):
         super().__init__()
 
 
+class StreamNotHeld(RequestError):
+    """No resumable stream of that id is held for this client: there was none, or its time is up."""
+
+    code = "STREAM_NOT_HELD"
+    sentence = "no stream of the id '{request_id}' is held for this client"
+
+    def __init__(self, *, request_id: str) -> None:
+        super().__init__(request_id=request_id)
+
+
+class StreamGone(RequestError):
+    """The stream is held, and the event to go on from is not: too many came after it."""
+
+    code = "STREAM_GONE"
+    sentence = "event {from_seq} of the stream is gone; held are {first_seq} to {last_seq}"
+
+    def __init__(self, *, from_seq: int, first_seq: int, last_seq: int) -> None:
+        super().__init__(from_seq=from_seq, first_seq=first_seq, last_seq=last_seq)
+
+
+class StreamTaken(RequestError):
+    """Somebody else resumed the stream; it has one reader at a time."""
+
+    code = "STREAM_TAKEN"
+    sentence = "another reader has resumed this stream"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 # --- the client may not -------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ class Verb(enum.Enum):
     PRIORITISE = "prioritise"  # class of a request
     CANCEL = "cancel"  # request; a client can name only its own, `generate` sees to it
     AUTHENTICATE = "authenticate"  # "*": only ever recorded, when a key is none of ours
+    RESUME = "resume"  # request; likewise, `resume` sees to it
     LIST_MODELS = "list_models"  # model, or "*"
     READ_METRICS = "read_metrics"  # "*"
     READ_STATUS = "read_status"  # "*"
@@ -59,6 +60,7 @@ INFERENCE_VERBS = frozenset(
         Verb.TOKENIZE,
         Verb.DETOKENIZE,
         Verb.CANCEL,
+        Verb.RESUME,
     },
 )
 ALLOWED: dict[AccessRole, frozenset[Verb]] = {

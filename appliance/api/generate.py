@@ -221,6 +221,15 @@ class Service:
             text = await self._router.detokenize(version, prepared.token_ids)
         return tuple(Delta(choice=choice, text=text) for choice in range(request.output.n))
 
+    def let_resume(self, client: Client, request_id: RequestId) -> None:
+        """Let a client read on in a stream, which must be its own: `api.resume` sees to that.
+
+        Raises:
+            InvalidRequest, PermissionDenied: as named.
+        """
+        self._authorise(client, Verb.RESUME, request_id)
+        check_request_id(request_id)
+
     # --- embeddings and tokens --------------------------------------------------------------------
 
     async def embed(self, client: Client, request: EmbedRequest) -> EmbedResult:

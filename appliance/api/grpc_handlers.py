@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -35,6 +36,7 @@ from appliance.api.grpc_convert import (
 from appliance.api.grpc_errors import internal_status, status_of
 from appliance.api.proto import inference_pb2 as pb
 from appliance.api.proto import model_pb2
+from appliance.api.resume import Frames, Put, Streams
 from appliance.domain import (
     Client,
     ClientKind,
@@ -156,34 +158,39 @@ def client_of(service: Service, context: Context, user: str = "") -> Client:
 class InferenceServicer:
     """One method per rpc. Cancelling or dropping a call closes the iterator it reads."""
 
-    def __init__(self, service: Service, clock: Callable[[], float]) -> None:
+    def __init__(self, service: Service, streams: Streams, clock: Callable[[], float]) -> None:
         """Answer from `service`; `clock` is monotonic, in milliseconds."""
         self._service = service
+        self._streams = streams
         self._clock = clock
 
     async def generate(self, request: pb.GenerateRequest, context: Context) -> object:
         """Answer with the whole text."""
         client = client_of(self._service, context, request.input.user)
         asked = read_generate(request.input, self._deadline(context))
+        _refuse_resumable(request.input)
         return (await self._collect(client, asked)).generate_response()
 
     async def generate_stream(self, request: pb.GenerateStreamRequest, context: Context) -> None:
         """Answer with events."""
         client = client_of(self._service, context, request.input.user)
         asked = read_generate(request.input, self._deadline(context))
-        await self._stream(client, asked, context, pb.GenerateStreamResponse)
+        resumable = request.input.resumable
+        await self._stream(client, asked, context, pb.GenerateStreamResponse, resumable=resumable)
 
     async def chat(self, request: pb.ChatRequest, context: Context) -> object:
         """Answer a chat with the whole text."""
         client = client_of(self._service, context, request.input.user)
         asked = read_chat(request.input, self._deadline(context))
+        _refuse_resumable(request.input)
         return (await self._collect(client, asked)).chat_response()
 
     async def chat_stream(self, request: pb.ChatStreamRequest, context: Context) -> None:
         """Answer a chat with events."""
         client = client_of(self._service, context, request.input.user)
         asked = read_chat(request.input, self._deadline(context))
-        await self._stream(client, asked, context, pb.ChatStreamResponse)
+        resumable = request.input.resumable
+        await self._stream(client, asked, context, pb.ChatStreamResponse, resumable=resumable)
 
     async def embed(self, request: pb.EmbedRequest, context: Context) -> object:
         """Answer with vectors."""
@@ -219,6 +226,14 @@ class InferenceServicer:
         )
         return pb.DetokenizeResponse(version=version.label, text=text)
 
+    async def resume_stream(self, request: pb.ResumeStreamRequest, context: Context) -> None:
+        """Answer with the events of a stream whose connection broke, from one of them on."""
+        client = client_of(self._service, context, request.user)
+        request_id = RequestId(request.request_id)
+        self._service.let_resume(client, request_id)
+        frames = self._streams.resume(client, request_id, request.from_seq)
+        await _write_frames(frames, context, pb.ResumeStreamResponse)
+
     async def cancel_request(self, request: pb.CancelRequestRequest, context: Context) -> object:
         """Cancel another call of the same client."""
         client = client_of(self._service, context, request.user)
@@ -242,12 +257,40 @@ class InferenceServicer:
         asked: GenerateRequest,
         context: Context,
         wrap: type[pb.GenerateStreamResponse | pb.ChatStreamResponse],
+        *,
+        resumable: bool,
     ) -> None:
+        if resumable:
+            work = partial(self._put_events, client, asked)
+            await _write_frames(self._streams.open(client, asked.request_id, work), context, wrap)
+            return
         seq = 0
         async with aclosing(self._service.generate(client, asked)) as events:
             async for event in events:
                 await context.write(wrap(event=write_event(seq, event)))
                 seq += 1
+
+    async def _put_events(self, client: Client, asked: GenerateRequest, put: Put) -> None:
+        seq = 0
+        async with aclosing(self._service.generate(client, asked)) as events:
+            async for event in events:
+                put(write_event(seq, event).SerializeToString())
+                seq += 1
+
+
+async def _write_frames(
+    frames: Frames,
+    context: Context,
+    wrap: type[pb.GenerateStreamResponse | pb.ChatStreamResponse | pb.ResumeStreamResponse],
+) -> None:
+    async with aclosing(frames):
+        async for _, frame in frames:
+            await context.write(wrap(event=pb.StreamEvent.FromString(frame)))
+
+
+def _refuse_resumable(given: pb.GenerateInput | pb.ChatInput) -> None:
+    if given.resumable:
+        raise InvalidRequest(field="resumable", reason="is for streams; a whole answer comes once")
 
 
 # --- appliance.v1.ModelService --------------------------------------------------------------------

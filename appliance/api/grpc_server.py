@@ -22,6 +22,7 @@ from appliance.api.grpc_handlers import InferenceServicer, ModelServicer, handle
 from appliance.api.grpc_health import Health
 from appliance.api.listen import claim_unix_path, loopback_address, shown
 from appliance.api.proto import inference_pb2, model_pb2
+from appliance.api.resume import Streams
 from appliance.config import Grpc
 from appliance.errors import ConfigError
 
@@ -39,6 +40,7 @@ class GrpcServer:
     def __init__(
         self,
         service: Service,
+        streams: Streams,
         settings: Grpc,
         runtime_dir: Path,
         *,
@@ -46,6 +48,7 @@ class GrpcServer:
     ) -> None:
         """Answer from `service`. `clock` is monotonic, in milliseconds."""
         self._service = service
+        self._streams = streams
         self._settings = settings
         self._unix_path = runtime_dir / settings.unix_path
         self._clock = clock
@@ -93,7 +96,7 @@ class GrpcServer:
 
     def _register(self, server: grpc.aio.Server) -> None:
         handlers = [
-            handlers_of(_INFERENCE, InferenceServicer(self._service, self._clock)),
+            handlers_of(_INFERENCE, InferenceServicer(self._service, self._streams, self._clock)),
             handlers_of(_MODELS, ModelServicer(self._service)),
             handlers_of(_HEALTH, self._health),
         ]

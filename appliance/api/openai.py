@@ -58,6 +58,7 @@ class Asked:
     include_usage: bool
     ignored: tuple[str, ...]
     include_progress: bool = False
+    resumable: bool = False
     user: str = ""
     says_tier: bool = False
     timeout_s: float | None = None
@@ -121,6 +122,7 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         user=user_of(chat.user, chat.safety_identifier),
         says_tier=chat.service_tier is not None,
         include_progress=_include_progress(chat),
+        resumable=_resumable(chat),
         timeout_s=chat.timeout,
     )
 
@@ -162,6 +164,7 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
         user=user_of(asked.user, asked.safety_identifier),
         says_tier=asked.service_tier is not None,
         include_progress=_include_progress(asked),
+        resumable=_resumable(asked),
         timeout_s=asked.timeout,
     )
 
@@ -272,6 +275,10 @@ def _with_suffix(
     if len(texts) != len(prompts):
         raise InvalidRequest(field="suffix", reason="needs the prompt as text, not as tokens")
     return tuple(InfillPrompt(prefix=text, suffix=suffix) for text in texts)
+
+
+def _resumable(body: SamplingBody) -> bool:
+    return body.stream_options is not None and bool(body.stream_options.resumable)
 
 
 def _inputs(

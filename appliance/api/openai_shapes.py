@@ -166,11 +166,13 @@ class StructuredOutputs(Shape):
 class StreamOptions(Shape):
     """Whether a last chunk has the usage, and whether chunks tell how far a long prompt has come.
 
+    resumable: events are numbered, and the stream may be read on when its connection breaks.
     Obfuscation pads OpenAI's own streams; none is needed.
     """
 
     include_usage: bool | None = None
     include_progress: bool | None = None
+    resumable: bool | None = None
     include_obfuscation: bool | None = None
 
 

@@ -8,8 +8,9 @@ What it never does: decide anything about a request, or hold it after its answer
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
+from functools import partial
 
 from aiohttp import web
 from msgspec.structs import replace
@@ -21,6 +22,7 @@ from appliance.api.openai_answers import (
     Head,
     chat_completion,
     embedding_list,
+    encode,
     model_list,
     model_object,
     text_completion,
@@ -30,27 +32,44 @@ from appliance.api.rerank_json import rank_list, read_rerank
 from appliance.api.rest_errors import body_of, bug_body
 from appliance.api.rest_guard import REQUEST_ID, Guard
 from appliance.api.rest_stream import EventStream, json_response
+from appliance.api.resume import Frames, Put, Streams, place_of
 from appliance.api.together import all_of
 from appliance.config import Rest
-from appliance.domain import Client, ClientKind, Event, GenerateRequest, JsonObject, Progress
+from appliance.domain import (
+    Client,
+    ClientKind,
+    Event,
+    GenerateRequest,
+    JsonObject,
+    Progress,
+    RequestId,
+)
 from appliance.errors import ApplianceError, ClientTooSlow, InvalidRequest
 from appliance.observe.metrics import CONTENT_TYPE
 
 _IGNORED = "x-appliance-ignored"
 _MS = 1000
+_SHOWN_CHARS = 64
 _RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's; Cohere's; llama-server's
 
 Sink = Callable[[int, Event], Awaitable[None]]
+Turn = Callable[[int, Event], list[JsonObject]]
 
 
 class Handlers:
     """Every route. `utc_ms` dates the answers."""
 
     def __init__(
-        self, service: Service, guard: Guard, settings: Rest, utc_ms: Callable[[], int]
+        self,
+        service: Service,
+        streams: Streams,
+        guard: Guard,
+        settings: Rest,
+        utc_ms: Callable[[], int],
     ) -> None:
         """Answer from `service`."""
         self._service = service
+        self._streams = streams
         self._guard = guard
         self._settings = settings
         self._utc_ms = utc_ms
@@ -66,6 +85,7 @@ class Handlers:
             *(web.post(path, self.rerank, expect_handler=expect) for path in _RERANK_PATHS),
             web.get("/v1/models", self.models),
             web.get("/v1/models/{name:.+}", self.model),
+            web.get("/v1/streams/{request_id}", self.resume),
             web.get("/healthz", self.healthz),
             web.get("/readyz", self.readyz),
             web.get("/metrics", self.metrics),
@@ -145,16 +165,13 @@ class Handlers:
         request: web.Request,
         client: Client,
         asked: Asked,
-        turn: Callable[[int, Event], list[JsonObject]],
+        turn: Turn,
         last: Callable[[], list[JsonObject]],
         *,
         done: bool = True,
     ) -> web.StreamResponse:
-        """Stream the chunks; an error after the first one is the last event."""
-        headers = {"X-Request-Id": request[REQUEST_ID], **self._guard.cors(request)}
-        stream = EventStream(
-            request, {**headers, **_ignored(asked.ignored)}, self._settings.write_timeout_s
-        )
+        """Stream the chunks. A resumable stream has no comments: see `_keep`."""
+        stream = self._event_stream(request, request[REQUEST_ID], _ignored(asked.ignored))
 
         async def take(index: int, event: Event) -> None:
             if isinstance(event, Progress) and not asked.include_progress:
@@ -163,10 +180,67 @@ class Handlers:
                     await stream.remark(f"progress {done}/{total}")
             await stream.send(turn(index, event))
 
-        try:
+        async def tell() -> None:
             await self._run(client, asked, take)
             await stream.send(last())
             await stream.end(done=done)
+
+        if not asked.resumable:
+            return await self._told(stream, tell())
+        work = partial(self._keep, client, asked, turn, last)
+        frames = self._streams.open(client, request[REQUEST_ID], work)
+        return await self._told(stream, _read(frames, stream))
+
+    async def resume(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/streams/{request_id}."""
+        query = dict(request.query)
+        client = self._client(request, query.pop("user", ""))
+        from_seq = place_of(query.pop("from_seq", None), request.headers.get("Last-Event-ID"))
+        for name in query:
+            raise InvalidRequest(field=name[:_SHOWN_CHARS], reason="is not a known parameter")
+        request_id = RequestId(request.match_info["request_id"])
+        self._service.let_resume(client, request_id)
+        stream = self._event_stream(request, request_id, {})
+        frames = self._streams.resume(client, request_id, from_seq)
+        return await self._told(stream, _read(frames, stream))
+
+    async def _keep(
+        self,
+        client: Client,
+        asked: Asked,
+        turn: Turn,
+        last: Callable[[], list[JsonObject]],
+        put: Put,
+    ) -> None:
+        """Run the requests of a resumable stream, and keep the chunks.
+
+        Not the comments: OpenAI's own client takes a block that has no data for an event once it
+        has seen an id.
+        """
+
+        async def take(index: int, event: Event) -> None:
+            for chunk in turn(index, event):
+                put(encode(chunk))
+
+        await self._run(client, asked, take)
+        for chunk in last():
+            put(encode(chunk))
+
+    def _event_stream(
+        self, request: web.Request, request_id: RequestId, headers: Mapping[str, str]
+    ) -> EventStream:
+        return EventStream(
+            request,
+            {"X-Request-Id": request_id, **self._guard.cors(request), **headers},
+            self._settings.write_timeout_s,
+        )
+
+    async def _told(
+        self, stream: EventStream, telling: Coroutine[None, None, None]
+    ) -> web.StreamResponse:
+        """Answer with what `telling` writes; an error after the first event is the last one."""
+        try:
+            await telling
         except ClientTooSlow:
             if not stream.opened:
                 raise
@@ -251,6 +325,13 @@ class Handlers:
 
     def _head(self, answer_id: str, asked: Asked) -> Head:
         return Head(id=answer_id, created=self._utc_ms() // _MS, says_tier=asked.says_tier)
+
+
+async def _read(frames: Frames, stream: EventStream) -> None:
+    async with aclosing(frames):
+        async for seq, data in frames:
+            await stream.send_numbered(seq, data)
+    await stream.end()
 
 
 def _ignored(names: tuple[str, ...]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from appliance.api.rest_errors import bug_body, http_refusal
 from appliance.api.rest_guard import Guard
 from appliance.api.rest_handlers import Handlers
 from appliance.api.rest_stream import json_response
+from appliance.api.resume import Streams
 from appliance.config import Rest
 from appliance.errors import ConfigError
 
@@ -36,14 +37,16 @@ _BUG = 500
 class RestServer:
     """The listener. `start` once, `stop` once."""
 
-    def __init__(self, service: Service, settings: Rest, *, utc_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, service: Service, streams: Streams, settings: Rest, *, utc_ms: Callable[[], int]
+    ) -> None:
         """Answer from `service`. `utc_ms` dates the answers."""
         self._settings = settings
         guard = Guard(settings)
         app = web.Application(
             middlewares=[guard.middleware], client_max_size=settings.body_bytes_max
         )
-        app.add_routes(Handlers(service, guard, settings, utc_ms).routes())
+        app.add_routes(Handlers(service, streams, guard, settings, utc_ms).routes())
         self._runner = web.AppRunner(app, handler_cancellation=True)
         self._listener: asyncio.Server | None = None
         self.tcp_address = ""

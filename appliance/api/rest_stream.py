@@ -69,6 +69,10 @@ class EventStream:
         """Tell whether the headers have gone out."""
         return self._response.prepared
 
+    async def send_numbered(self, seq: int, data: bytes) -> None:
+        """Send one event with its number. Raises as `send`."""
+        await self._bounded(self._write(b"id: %d\ndata: %b\n\n" % (seq, data)))
+
     async def remark(self, text: str) -> None:
         """Send a comment, which clients skip. Raises as `send`."""
         await self._bounded(self._write(f": {text}\n\n".encode()))

@@ -1,6 +1,7 @@
 """Read the configuration once into one frozen tree, and refuse what is wrong in it."""
 
 from appliance.config.clients import Access, Client
+from appliance.config.faces import Grpc, Rest
 from appliance.config.load import (
     effective,
     is_loopback,
@@ -16,10 +17,8 @@ from appliance.config.tree import (
     SECTIONS,
     Config,
     Engine,
-    Grpc,
     Limits,
     Model,
-    Rest,
     Server,
     Store,
     describe,

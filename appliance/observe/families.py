@@ -167,6 +167,20 @@ FAMILIES: tuple[Family, ...] = (
         "model",
         "cause",
     ),
+    _gauge("appliance_streams_held", "streams", "Resumable streams that are held."),
+    _gauge("appliance_streams_held_bytes", "bytes", "Memory of the resumable streams."),
+    _counter(
+        "appliance_stream_resumes_total",
+        "resumes",
+        "Attempts to go on reading a stream, by the code of what refused them.",
+        "code",
+    ),
+    _counter(
+        "appliance_stream_events_dropped_total",
+        "events",
+        "Events of resumable streams that went before their time, by the bound that was reached.",
+        "bound",
+    ),
     _counter(
         "appliance_metric_samples_refused_total",
         "samples",

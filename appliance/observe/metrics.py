@@ -201,11 +201,11 @@ class Metrics:
             self._series[_REFUSED].take((name,), 1)
 
     def follow(self, name: str, total: Callable[[], float], /, **labels: str) -> None:
-        """Show a count that somebody else keeps: `total` is read for each page, and never blocks.
+        """Show a number that somebody else keeps: `total` is read for each page, and never blocks.
 
         Call once per series, while wiring.
         """
-        assert self._series[name].family.kind is Kind.COUNTER, name
+        assert self._series[name].family.kind is not Kind.HISTOGRAM, name
         self._followed.append((name, labels, total))
 
     def value(self, name: str, /, **labels: str) -> float:
@@ -221,7 +221,10 @@ class Metrics:
         """Show everything in the Prometheus text format (content type CONTENT_TYPE)."""
         self._take_process_facts()
         for name, labels, total in self._followed:
-            self.record(name, max(0.0, total() - self.value(name, **labels)), **labels)
+            number = total()
+            if self._series[name].family.kind is Kind.COUNTER:  # it only ever grows
+                number = max(0.0, number - self.value(name, **labels))
+            self.record(name, number, **labels)
         lines = (line for series in self._series.values() for line in series.lines())
         return "\n".join(lines) + "\n"
 

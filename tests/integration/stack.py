@@ -20,6 +20,7 @@ from appliance.access.keys import Keyring
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
+from appliance.api.resume import Streams
 from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Access, Client, Engine, Grpc, Limits, Model, Rest
 from appliance.config import Store as StoreSettings
@@ -81,6 +82,7 @@ class Stack:
         self._audit: Audit
         self.router: Router
         self.service: Service
+        self.streams: Streams
         self.metrics: Metrics
         self.grpc_target = ""
         self.grpc_tcp = ""
@@ -170,9 +172,12 @@ class Stack:
             keyring=self._keyring,
             clock=monotonic_ms,
         )
+        self.streams = Streams(self._limits, self.metrics)
         async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
             stack.callback(store.close, STOP_TIMEOUT_S)
             group.create_task(self.router.run())
+            group.create_task(self.streams.run())
+            stack.callback(self.streams.close)
             stack.push_async_callback(self.router.close)
             await self._listen(stack)
             for index, model in enumerate(self._models):
@@ -182,8 +187,11 @@ class Stack:
             await self._stop.wait()
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        grpc = GrpcServer(self.service, self.grpc_settings, self._runtime_dir, clock=monotonic_ms)
-        rest = RestServer(self.service, self.rest_settings, utc_ms=utc_ms)
+        service, streams = self.service, self.streams
+        grpc = GrpcServer(
+            service, streams, self.grpc_settings, self._runtime_dir, clock=monotonic_ms
+        )
+        rest = RestServer(service, streams, self.rest_settings, utc_ms=utc_ms)
         await grpc.start()
         stack.push_async_callback(grpc.stop, 1.0)
         await rest.start()

@@ -76,6 +76,11 @@ class InferenceServiceStub:
                 request_serializer=appliance_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
+        self.ResumeStream = channel.unary_stream(
+                '/appliance.v1.InferenceService/ResumeStream',
+                request_serializer=appliance_dot_v1_dot_inference__pb2.ResumeStreamRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_inference__pb2.ResumeStreamResponse.FromString,
+                _registered_method=True)
         self.CancelRequest = channel.unary_unary(
                 '/appliance.v1.InferenceService/CancelRequest',
                 request_serializer=appliance_dot_v1_dot_inference__pb2.CancelRequestRequest.SerializeToString,
@@ -143,6 +148,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeStream(self, request, context):
+        """Goes on with a stream that was asked for with `resumable` and whose connection broke.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelRequest(self, request, context):
         """Cancels a running or waiting request by its id.
         """
@@ -192,6 +204,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=appliance_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'ResumeStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.ResumeStream,
+                    request_deserializer=appliance_dot_v1_dot_inference__pb2.ResumeStreamRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_inference__pb2.ResumeStreamResponse.SerializeToString,
             ),
             'CancelRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRequest,
@@ -416,6 +433,33 @@ class InferenceService:
             '/appliance.v1.InferenceService/Detokenize',
             appliance_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
             appliance_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appliance.v1.InferenceService/ResumeStream',
+            appliance_dot_v1_dot_inference__pb2.ResumeStreamRequest.SerializeToString,
+            appliance_dot_v1_dot_inference__pb2.ResumeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,4 +13,5 @@ class InferenceServiceStub:
     Rerank: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.RerankRequest, inference_pb2.RerankResponse]
     Tokenize: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.TokenizeRequest, inference_pb2.TokenizeResponse]
     Detokenize: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.DetokenizeRequest, inference_pb2.DetokenizeResponse]
+    ResumeStream: grpc.aio.UnaryStreamMultiCallable[inference_pb2.ResumeStreamRequest, inference_pb2.ResumeStreamResponse]
     CancelRequest: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.CancelRequestRequest, inference_pb2.CancelRequestResponse]

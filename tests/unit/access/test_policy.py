@@ -38,6 +38,7 @@ def test_every_inference_verb_is_open_to_local_programs() -> None:
         "tokenize",
         "detokenize",
         "cancel",
+        "resume",
     }
 
 

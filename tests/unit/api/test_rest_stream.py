@@ -9,8 +9,10 @@ from typing import cast
 
 from appliance.api.generate import Service
 from appliance.api.rest_server import RestServer
-from appliance.config import Rest
+from appliance.api.resume import Streams
+from appliance.config import Limits, Rest
 from appliance.domain import Accepted, Client, ClientKind, Delta, Event, GenerateRequest
+from appliance.observe.metrics import Metrics
 
 READ_TIMEOUT_S = 10.0
 BODY = json.dumps(
@@ -40,8 +42,12 @@ class _BrokenService:
 
 
 async def _answer() -> bytes:
+    streams = Streams(Limits(), Metrics(version="test", series_max=16))
     server = RestServer(
-        cast("Service", _BrokenService()), Rest(tcp="127.0.0.1:0", head_timeout_s=1), utc_ms=int
+        cast("Service", _BrokenService()),
+        streams,
+        Rest(tcp="127.0.0.1:0", head_timeout_s=1),
+        utc_ms=int,
     )
     await server.start()
     host, _, port = server.tcp_address.rpartition(":")
