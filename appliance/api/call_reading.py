@@ -2,13 +2,13 @@
 
 What this room does: one reader per choice; text that is not a call goes on as it is, each whole
 call becomes one event, and the reason of a choice that called is `tool_calls`.
-What it knows: the syntax the template uses, as the text process named it (`runtime.chat`).
+What it knows: the syntax the template uses, as the text process named it (`runtime.tool_syntax`).
 What it never does: hold back tokens or logprobs: they go with the next piece, text or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -19,18 +19,31 @@ from appliance.domain import (
     Final,
     FinishReason,
     RequestId,
+    Tool,
     ToolCall,
     ToolCallMade,
 )
-from appliance.runtime.chat import ToolCallReader
+from appliance.runtime.call_reader import ToolCallReader
+from appliance.runtime.tool_syntax import find
 
 
 class CallReading:
     """Every choice of one request."""
 
-    def __init__(self, syntax: str, request_id: RequestId, choices: int, *, parallel: bool) -> None:
+    def __init__(
+        self,
+        syntax: str,
+        tools: Sequence[Tool],
+        request_id: RequestId,
+        choices: int,
+        *,
+        parallel: bool,
+    ) -> None:
         """Begin with nothing read. Not `parallel`: what a choice says after a call is dropped."""
-        self._readers = [ToolCallReader(syntax, request_id, choice) for choice in range(choices)]
+        row = find(syntax)
+        self._readers = [
+            ToolCallReader(row, tools, request_id, choice) for choice in range(choices)
+        ]
         self._calls = [0] * choices
         self._parallel = parallel
         self._reasons: dict[int, FinishReason] = {}

@@ -416,6 +416,7 @@ def _reading(request: GenerateRequest, prepared: Prepared) -> CallReading | None
         return None
     return CallReading(
         prepared.tool_syntax,
+        prompt.tools,
         request.request_id,
         request.output.n,
         parallel=prompt.tool_choice.parallel,

@@ -89,7 +89,7 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
     refuse(members, REFUSED_CHAT)
     ignored = drop(members, IGNORED_CHAT)
     chat = convert(members, ChatBody)
-    tools, strict_ignored = tools_of(chat)
+    tools = tools_of(chat)
     choice = tool_choice_of(chat, tools)
     constraint = constraint_of(chat)
     if constraint is not None and choice.mode in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NAMED):
@@ -111,7 +111,6 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
     )
     if chat.modalities is not None:
         ignored.append("modalities")
-    ignored += strict_ignored
     if chat.parallel_tool_calls is not None and not tools:
         ignored.append("parallel_tool_calls")
     return Asked(

@@ -36,18 +36,15 @@ def messages_of(chat: ChatBody) -> tuple[Message, ...]:
     )
 
 
-def tools_of(chat: ChatBody) -> tuple[tuple[Tool, ...], list[str]]:
-    """Read the tools, and the parameters among them that have no effect here."""
+def tools_of(chat: ChatBody) -> tuple[Tool, ...]:
+    """Read the tools; their schemas are always held to, whether `strict` is given or not."""
     tools: list[Tool] = []
-    ignored: list[str] = []
     for index, body in enumerate(chat.tools or ()):
         field = f"tools[{index}]"
         if body.type != "function" or body.function is None:
             raise InvalidRequest(field=field, reason="only tools of type 'function' are served")
         function = body.function
         check_tool_name(f"{field}.function.name", function.name, tools)
-        if function.strict is not None:
-            ignored = ["tools.function.strict"]
         tools.append(
             Tool(
                 name=function.name,
@@ -55,7 +52,7 @@ def tools_of(chat: ChatBody) -> tuple[tuple[Tool, ...], list[str]]:
                 parameters=json_text({} if function.parameters is None else function.parameters),
             )
         )
-    return tuple(tools), ignored
+    return tuple(tools)
 
 
 def tool_choice_of(chat: ChatBody, tools: tuple[Tool, ...]) -> ToolChoice:

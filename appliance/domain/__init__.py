@@ -53,6 +53,7 @@ from appliance.domain.asked import (
     ToolCall,
     ToolChoice,
     ToolChoiceMode,
+    Trigger,
 )
 from appliance.domain.served import (
     CacheLayout,
@@ -136,6 +137,7 @@ __all__ = [
     "ToolCallMade",
     "ToolChoice",
     "ToolChoiceMode",
+    "Trigger",
     "Usage",
     "Value",
     "Verdict",

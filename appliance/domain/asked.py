@@ -128,14 +128,28 @@ class ConstraintKind(enum.Enum):
     TOOL_CALLS = "tool_calls"  # made here only, of the tools' schemas; no client may send one
 
 
+class Trigger(Value):
+    """From where on a constraint holds: after `opens`, if one of `heads` follows it.
+
+    at_start: and nothing but space came before.
+    """
+
+    opens: str
+    heads: tuple[str, ...] = ("",)
+    at_start: bool = False
+
+
 class Constraint(Value):
     """A language the output must belong to.
 
-    `text`: a schema as JSON, a regex, a JSON list of choices, or a grammar.
+    `text`: a schema as JSON, a regex, a JSON list of choices, or a grammar. trigger None: it holds
+    from the beginning. shown_ids: control tokens whose text is shown, since it is read.
     """
 
     kind: ConstraintKind
     text: str = ""
+    trigger: Trigger | None = None
+    shown_ids: tuple[int, ...] = ()
 
 
 class ToolCall(Value):

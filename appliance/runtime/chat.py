@@ -1,8 +1,7 @@
-"""Turn messages into a prompt by the model's own template, and tool calls out of the text again.
+"""Turn messages into a prompt by the model's own template.
 
 What this room does: renders a chat template in a sandbox; keeps what clients wrote from being
-taken for the template's control tokens; knows the syntaxes of tool calls: how to see which one a
-template uses, how to demand a call, and how to read calls while the text streams.
+taken for the template's control tokens.
 What it knows: the variables and filters that templates in GGUF files expect.
 What it never does: tokenise, or trust a template to end (the process it runs in is killable).
 
@@ -17,10 +16,8 @@ is guarded too where it could be the beginning of a control token.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import re
-import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, TypeAlias
 
@@ -28,15 +25,13 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from appliance.domain import ChatPrompt, Constraint, ConstraintKind, Message, Tool, ToolCall
+from appliance.domain import ChatPrompt, Message, Tool
 from appliance.domain import ToolChoiceMode as Mode
 from appliance.errors import InvalidRequest
-from appliance.runtime.constrain import inline
+from appliance.runtime.tool_grammar import schema_of
+from appliance.runtime.tool_syntax import syntax_of
 
 TEMPLATE_CHARS_MAX = 1024 * 1024
-HERMES = "hermes"  # <tool_call>{"name": ..., "arguments": {...}}</tool_call>
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_CALL_CHARS_MAX = 1024 * 1024
 _REASON_CHARS_MAX = 500
 _PRIVATE_FIRST, _PRIVATE_LAST = 0xF0000, 0x10FFFD
 _PRIVATE = f"[{chr(_PRIVATE_FIRST)}-{chr(_PRIVATE_LAST)}]"
@@ -122,7 +117,9 @@ class Template:
         if len(source) > TEMPLATE_CHARS_MAX:
             raise InvalidRequest(field="messages", reason="the model's chat template is too large")
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[jinja2.ext.loopcontrols, _Generation],
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
@@ -135,7 +132,7 @@ class Template:
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._output_chars_max = output_chars_max
         self._knows_developer = "developer" in source
-        self.tool_syntax = tool_syntax(source)
+        self.tool_syntax = syntax_of(source)
 
     def render(self, prompt: ChatPrompt, guard: Guard) -> str:
         """Render a chat, ready for the assistant's turn. May never end: run it killable.
@@ -203,16 +200,19 @@ class Template:
         return turn
 
 
+class _Generation(jinja2.ext.Extension):
+    """Read `{% generation %}`, which marks what a model is trained on, as what is inside it."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base says a set
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _tool(tool: Tool, guard: Guard) -> dict[str, Json]:
-    function = {"name": tool.name, "description": tool.description, "parameters": _schema(tool)}
+    function = {"name": tool.name, "description": tool.description, "parameters": schema_of(tool)}
     return {"type": "function", "function": guard.hide(function)}
-
-
-def _schema(tool: Tool) -> dict[str, Json]:
-    schema = _parse(tool.parameters or "{}", "tools")
-    if not isinstance(schema, dict):
-        raise InvalidRequest(field="tools", reason="parameters must be a JSON object")
-    return schema
 
 
 def _parse(text: str, field: str) -> Json:
@@ -237,148 +237,3 @@ def _strftime_now(layout: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).split("\n", 1)[0][:_REASON_CHARS_MAX]
-
-
-# --- tool calls ---------------------------------------------------------------------------------
-
-
-def tool_syntax(source: str) -> str:
-    """Name the syntax of tool calls a template uses; "" if it shows no tools or is not known."""
-    if "tools" in source and _OPEN in source and "<function=" not in source:
-        return HERMES
-    return ""
-
-
-def demanded_call(prompt: ChatPrompt) -> Constraint | None:
-    """Make the constraint of a tool_choice that demands a call; None: nothing is demanded.
-
-    Raises:
-        InvalidRequest: the named tool is not among those given, or there is none.
-    """
-    mode = prompt.tool_choice.mode
-    if mode not in (Mode.REQUIRED, Mode.NAMED):
-        return None
-    name = prompt.tool_choice.name
-    tools = [tool for tool in prompt.tools if mode is Mode.REQUIRED or tool.name == name]
-    if not tools:
-        reason = "demands a call, but there are no tools"
-        if mode is Mode.NAMED:
-            reason = f"names the tool '{name}', which is not among the tools"
-        raise InvalidRequest(field="tool_choice", reason=reason)
-    rules = [f'start: {_lark(_OPEN)} "\\n"? call "\\n"? {_lark(_CLOSE)}']
-    rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
-    for index, tool in enumerate(tools):
-        head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-        schema = json.dumps({"type": "object", **_schema(tool)})
-        rules.append(f"call_{index}: {_lark(head)} arguments_{index} {_lark('}')}")
-        rules.append(f"arguments_{index}: %json {inline(schema, 'tools')}")
-    return Constraint(kind=ConstraintKind.TOOL_CALLS, text="\n".join(rules))
-
-
-def _lark(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-class ToolCallReader:
-    """Read the tool calls out of one choice's text while it comes.
-
-    Text is passed on as soon as it can't be the beginning of a call; whitespace beside a call is
-    dropped. What is marked as a call but isn't one is passed on as text.
-    """
-
-    def __init__(self, syntax: str, request_id: str = "", choice: int = 0) -> None:
-        """Read this syntax; "": everything is text. Ids of calls derive from the other two.
-
-        Without a request_id one is drawn, so that ids differ between readers.
-        """
-        self._syntax = syntax
-        self._identity = f"{request_id or secrets.token_hex(16)}/{choice}"
-        self._buffer = ""
-        self._inside = False
-        self._searched = 0
-        self._calls = 0
-
-    def feed(self, text: str) -> list[str | ToolCall]:
-        """Take more text in; return what is certain now, in order."""
-        if not self._syntax:
-            return [text] if text else []
-        self._buffer += text
-        pieces: list[str | ToolCall] = []
-        while (piece := self._next_inside() if self._inside else self._next_outside()) is not None:
-            if piece != "":
-                pieces.append(piece)
-        return pieces
-
-    def finish(self) -> list[str | ToolCall]:
-        """Return what was held back; call once, at the end of the choice."""
-        rest, self._buffer = self._buffer, ""
-        if self._inside:
-            call = self._call(rest)
-            return [call] if call is not None else [_OPEN + rest]
-        if self._calls and not rest.strip():
-            return []
-        return [rest] if rest else []
-
-    def _next_outside(self) -> str | None:
-        """Pass text on up to the next call; None: more input is needed."""
-        at = self._buffer.find(_OPEN)
-        if at >= 0:
-            before, self._buffer = self._buffer[:at].rstrip(), self._buffer[at + len(_OPEN) :]
-            self._inside, self._searched = True, 0
-            return before.lstrip() if self._calls else before
-        sure = len(self._buffer) - _overlap(self._buffer, _OPEN)
-        sure = len(self._buffer[:sure].rstrip())
-        if sure == 0:
-            return None
-        text, self._buffer = self._buffer[:sure], self._buffer[sure:]
-        return text
-
-    def _next_inside(self) -> str | ToolCall | None:
-        """Take the call whose end is there; None: more input is needed."""
-        at = self._buffer.find(_CLOSE, self._searched)
-        if at < 0:
-            self._searched = max(0, len(self._buffer) - len(_CLOSE) + 1)
-            if len(self._buffer) <= _CALL_CHARS_MAX:
-                return None
-            text, self._buffer, self._inside = _OPEN + self._buffer, "", False
-            return text
-        call = self._call(self._buffer[:at])
-        if call is None and _may_go_on(self._buffer[:at]):
-            self._searched = at + len(_CLOSE)  # it stood inside a string of the arguments
-            return ""
-        text = _OPEN + self._buffer[: at + len(_CLOSE)]
-        self._buffer, self._inside = self._buffer[at + len(_CLOSE) :], False
-        return call if call is not None else text
-
-    def _call(self, text: str) -> ToolCall | None:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return None
-        arguments = value.get("arguments", value.get("parameters", {}))
-        if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        digest = hashlib.sha256(f"{self._identity}/{self._calls}".encode()).hexdigest()
-        self._calls += 1
-        return ToolCall(id=f"call_{digest[:24]}", name=value["name"], arguments=arguments)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Count the characters at the end of `text` that begin `mark`."""
-    for size in range(min(len(text), len(mark) - 1), 0, -1):
-        if mark.startswith(text[-size:]):
-            return size
-    return 0
-
-
-def _may_go_on(text: str) -> bool:
-    """Tell whether broken JSON was broken off within a string, so that more could mend it."""
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return error.msg.startswith("Unterminated string")
-    except RecursionError:
-        return False
-    return False

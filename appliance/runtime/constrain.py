@@ -23,6 +23,7 @@ from appliance.domain import Constraint, ConstraintKind
 from appliance.errors import DecodeFailed, SchemaUnsupported
 from appliance.runtime import grammars
 from appliance.runtime.schemas import prepared
+from appliance.runtime.triggered import TriggeredMatcher
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,10 +69,23 @@ def check(constraint: Constraint) -> None:
 class ConstraintCompiler:
     """Make matchers for one vocabulary. Keeps the last grammars compiled; used by one thread."""
 
-    def __init__(self, tokenizer: LLTokenizer) -> None:
-        """Serve the vocabulary of this tokenizer (see `tokenizer_of`)."""
+    def __init__(self, tokenizer: LLTokenizer, pieces: Sequence[bytes] = ()) -> None:
+        """Serve the vocabulary of this tokenizer (see `tokenizer_of`); pieces: of its tokens."""
         self._tokenizer = tokenizer
+        self._pieces = pieces
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+
+    def start(self, constraint: Constraint) -> Matcher | TriggeredMatcher:
+        """Start to hold one generation to a constraint, from its trigger on if it has one.
+
+        Blocks and raises as `matcher`.
+        """
+        matcher = self.matcher(constraint)
+        if constraint.trigger is None:
+            return matcher
+        return TriggeredMatcher(
+            matcher, constraint.trigger, self._pieces, self._tokenizer.tokenize_bytes
+        )
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """Start a matcher at the beginning of its language; compiles a new grammar.
@@ -165,6 +179,12 @@ class Matcher:
         """
         self._matcher.consume_token(token_id)
         self._demand_sane()
+
+    def accept_all(self, token_ids: Sequence[int]) -> bool:
+        """Go on past these tokens if all of them are in the language; False: nothing changed."""
+        if self._matcher.validate_tokens(list(token_ids)) != len(token_ids):
+            return False
+        return bool(self._matcher.consume_tokens(list(token_ids)))
 
     @property
     def is_complete(self) -> bool:

@@ -8,7 +8,7 @@ What it never does: schedule, or know where a token's logits came from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from appliance.runtime.constrain import Matcher
+    from appliance.runtime.triggered import TriggeredMatcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +51,26 @@ class Generation:
         self,
         *,
         sampler: Sampler,
-        matcher: Matcher | None,
+        matcher: Matcher | TriggeredMatcher | None,
         pieces: Pieces,
         stop_strings: Sequence[str],
         stop_ids: frozenset[int],
         max_tokens: int | None,
         top_logprobs: int | None,
+        shown_ids: Collection[int] = (),
     ) -> None:
-        """Begin before the first token. `stop_ids` includes the end tokens if those end it."""
+        """Begin before the first token.
+
+        Args:
+            sampler: draws.
+            matcher: holds the text to a language.
+            pieces: the vocabulary's.
+            stop_strings: end it, and are not shown.
+            stop_ids: end it; includes the end tokens if those do.
+            max_tokens: end it.
+            top_logprobs: how many alternatives of each token are told.
+            shown_ids: control tokens whose text is shown, since it is read for calls.
+        """
         self._sampler = sampler
         self._matcher = matcher
         self._pieces = pieces
@@ -66,6 +79,7 @@ class Generation:
         self._left = max_tokens
         self._top_logprobs = top_logprobs
         self._is_plain = sampler.is_plain
+        self._shown_ids = frozenset(shown_ids)
 
     def replay(self, token_ids: Sequence[int]) -> None:
         """Accept tokens again that were sent already; shows nothing.
@@ -128,7 +142,9 @@ class Generation:
             self._matcher.accept(token_id)
         if self._left is not None:
             self._left -= 1
-        return self._text.feed(self._pieces.shown[token_id])
+        pieces = self._pieces
+        is_spelt = token_id in self._shown_ids
+        return self._text.feed((pieces.spelt if is_spelt else pieces.shown)[token_id])
 
     def _end(self, finish: FinishReason) -> Drawn:
         return Drawn(token_id=None, text=self._text.finish(), finish=finish)

@@ -111,7 +111,7 @@ def _generating_engine(
     engine = GeneratingEngine(
         context=context,
         scheduler=Scheduler(limits, cost),
-        submission=Submission(vocabulary, ConstraintCompiler(tokenizer)),
+        submission=Submission(vocabulary, ConstraintCompiler(tokenizer, vocabulary.spelt)),
         clock=clock,
         stall_factor=options.stall_factor,
     )

@@ -76,7 +76,7 @@ class Submission:
     def _generation(self, frame: wire.Submit, index: int) -> Generation:
         options, stop = frame.sampling, frame.stop
         # First, because it may be refused: the chain is C's, and would not be freed.
-        matcher = self._compiler.matcher(frame.constraint) if frame.constraint else None
+        matcher = self._compiler.start(frame.constraint) if frame.constraint else None
         chain = None
         if needs_chain(options):
             chain = SamplerChain(
@@ -104,6 +104,7 @@ class Submission:
             stop_ids=stop_ids if stop.ignore_eos else stop_ids | end_ids,
             max_tokens=stop.max_tokens,
             top_logprobs=frame.top_logprobs,
+            shown_ids=frame.constraint.shown_ids if frame.constraint else (),
         )
 
 

@@ -27,8 +27,16 @@ from appliance.errors import (
     ModelNotServed,
     ModelUnloadable,
 )
-from appliance.runtime import constrain, gguf, infill, llama, wire
-from appliance.runtime.chat import Guard, Template, demanded_call
+from appliance.runtime import (
+    constrain,
+    gguf,
+    infill,
+    llama,
+    tool_grammar,
+    tool_syntax,
+    wire,
+)
+from appliance.runtime.chat import Guard, Template
 
 EXIT_ASKED = 0
 _READ_BYTES = 256 * 1024
@@ -72,6 +80,8 @@ class Vocabulary:
         self._kind = int(lib.llama_vocab_type(self._pointer))
         self._piece_bytes_max = max(map(len, self._tokens.spelt), default=1)
         self._control_texts = tuple(map(self._spelt, self._tokens.control_ids))
+        spelt = zip(self._control_texts, self._tokens.control_ids, strict=True)
+        self.control = {text: token_id for text, token_id in spelt if text}
         self._anchor_ids = self.tokenize(_ANCHOR, add_special=False, parse_special=False)
         self._template: Template | None = None
         self._pricer: constrain.Pricer | None = None
@@ -352,15 +362,11 @@ def prepare(vocabulary: Vocabulary, frame: wire.Prepare) -> wire.Prepared:
     rendered = syntax = ""
     constraint: Constraint | None = frame.constraint
     if isinstance(prompt, ChatPrompt):
-        demanded = demanded_call(prompt)
-        if demanded is not None and constraint is not None:
-            raise InvalidRequest(
-                field="tool_choice", reason="can't demand a call while the output is constrained"
-            )
-        constraint = demanded or constraint
         token_ids, rendered, syntax = vocabulary.chat(
             prompt, add_bos=frame.add_bos, limit_tokens=limit_tokens
         )
+        row = tool_syntax.find(syntax) if syntax else None
+        constraint = tool_grammar.constraint_of(prompt, row, constraint, vocabulary.control)
     elif isinstance(prompt, TextPrompt):
         if not prompt.text:
             raise InvalidRequest(field="prompt", reason="must not be empty")

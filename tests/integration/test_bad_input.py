@@ -91,6 +91,10 @@ REST_CASES: list[tuple[str, str, object, int, str | None]] = [
     ("the same tool twice", CHAT, chat_body(tools=[TOOL, TOOL]), 400, "tools[1].function.name"),
     ("a tool nested too deeply", CHAT, chat_body(tools=[{"type": "function", "function": {
         "name": "f", "parameters": deep(900)}}]), 400, "tools"),
+    ("a tool that can't be held to", CHAT, chat_body(tools=[{"type": "function", "function": {
+        "name": "f", "parameters": {"not": {}}}}]), 400, "tools"),
+    ("a regex beside tools", CHAT, chat_body(tools=[TOOL], structured_outputs={"regex": "a"}),
+     400, "tools"),
     ("a schema that is not one", CHAT, chat_body(response_format={
         "type": "json_schema", "json_schema": {"name": "x"}}), 400,
      "response_format.json_schema.schema"),

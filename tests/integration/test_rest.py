@@ -229,6 +229,19 @@ def test_an_answer_with_a_tool_call_may_be_sent_back_as_it_came(stack: Stack) ->
     _ok(_post(stack, CHAT, chat_body(messages=messages, tools=[WEATHER])))
 
 
+@pytest.mark.parametrize("text", ["Paris?", "What is the weather in Paris?"])
+def test_beside_tools_the_answer_is_a_call_or_has_its_schema(stack: Stack, text: str) -> None:
+    schema = {"type": "object", "properties": {"ok": {"enum": [1, 2]}}, "required": ["ok"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = chat_body(text, tools=[WEATHER], response_format=wanted, max_tokens=200)
+    choice = _ok(_post(stack, CHAT, body)).json["choices"][0]
+    if choice["finish_reason"] == "tool_calls":
+        (made,) = choice["message"]["tool_calls"]
+        assert made["function"]["name"] == "get_weather"
+    else:
+        assert json.loads(choice["message"]["content"])["ok"] in (1, 2)
+
+
 def test_a_schema_is_honoured(stack: Stack) -> None:
     schema = {
         "type": "object",

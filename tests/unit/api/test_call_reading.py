@@ -21,7 +21,7 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 
 
 def _read(text: str, *, parallel: bool = True, size: int = 3) -> list[Event]:
-    reading = CallReading("hermes", RequestId("r"), 1, parallel=parallel)
+    reading = CallReading("hermes", (), RequestId("r"), 1, parallel=parallel)
     events: list[Event] = []
     for number, begin in enumerate(range(0, len(text), size)):
         delta = Delta(choice=0, text=text[begin : begin + size], token_ids=(number,))

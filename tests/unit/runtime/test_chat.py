@@ -1,31 +1,14 @@
-"""Templates, the guard of control tokens, and tool calls in streamed text."""
+"""Templates, and the guard of control tokens."""
 
 from __future__ import annotations
 
-import json
 import random
 
 import pytest
 
-from appliance.domain import (
-    ChatPrompt,
-    ConstraintKind,
-    Message,
-    Tool,
-    ToolCall,
-    ToolChoice,
-    ToolChoiceMode,
-)
+from appliance.domain import ChatPrompt, Message, Tool, ToolCall, ToolChoice, ToolChoiceMode
 from appliance.errors import InvalidRequest
-from appliance.runtime import constrain
-from appliance.runtime.chat import (
-    HERMES,
-    Guard,
-    Template,
-    ToolCallReader,
-    demanded_call,
-    tool_syntax,
-)
+from appliance.runtime.chat import Guard, Template
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<s>")
 CHATML = (
@@ -163,115 +146,6 @@ def test_parameters_that_are_no_schema_are_refused(parameters: str) -> None:
     assert error.value.field == "tools"
 
 
-def test_the_syntax_is_seen_in_the_template() -> None:
-    assert tool_syntax(CHATML) == HERMES
-    assert tool_syntax("{{ messages }}") == ""
-    assert tool_syntax("{{ tools }}<tool_call><function=f>") == ""
-
-
-def test_a_demanded_call_is_a_grammar_that_can_be_honoured() -> None:
-    other = Tool(name='say "hi"', parameters='{"type": "object", "properties": {}}')
-    for choice in (
-        ToolChoice(mode=ToolChoiceMode.REQUIRED),
-        ToolChoice(mode=ToolChoiceMode.NAMED, name="weather"),
-    ):
-        prompt = ChatPrompt(
-            messages=_say("hi").messages, tools=(WEATHER, other), tool_choice=choice
-        )
-        constraint = demanded_call(prompt)
-        assert constraint is not None
-        assert constraint.kind is ConstraintKind.TOOL_CALLS
-        constrain.check(constraint)
-        assert ("say" in constraint.text) is (choice.name == "")
-
-
-def test_nothing_is_demanded_by_auto_and_a_missing_tool_is_refused() -> None:
-    assert demanded_call(_say("hi")) is None
-    for choice in (
-        ToolChoice(mode=ToolChoiceMode.REQUIRED),
-        ToolChoice(mode=ToolChoiceMode.NAMED, name="no"),
-    ):
-        prompt = ChatPrompt(messages=_say("hi").messages, tool_choice=choice)
-        with pytest.raises(InvalidRequest) as error:
-            demanded_call(prompt)
-        assert error.value.field == "tool_choice"
-
-
-# --- reading calls ------------------------------------------------------------------------------
-
-TWO_CALLS = (
-    'Sure. <tool_call>\n{"name": "f", "arguments": {"a": "</tool_call>"}}\n</tool_call>\n'
-    '<tool_call>{"name": "g", "arguments": {}}</tool_call>\n'
-)
-
-
-def _read(text: str, sizes: random.Random | None = None) -> list[str | ToolCall]:
-    """Feed text in pieces and join neighbouring strings of what comes out."""
-    reader = ToolCallReader(HERMES, "request", 0)
-    out: list[str | ToolCall] = []
-    while text:
-        size = sizes.randrange(1, 6) if sizes else len(text)
-        for piece in reader.feed(text[:size]):
-            _join(out, piece)
-        text = text[size:]
-    for piece in reader.finish():
-        _join(out, piece)
-    return out
-
-
-def _join(out: list[str | ToolCall], piece: str | ToolCall) -> None:
-    if isinstance(piece, str) and out and isinstance(out[-1], str):
-        out[-1] += piece
-    else:
-        out.append(piece)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_calls_are_read_the_same_however_the_text_is_cut(seed: int) -> None:
-    whole = _read(TWO_CALLS)
-    assert _read(TWO_CALLS, random.Random(seed)) == whole
-    assert whole[0] == "Sure."
-    calls = [piece for piece in whole if isinstance(piece, ToolCall)]
-    assert [call.name for call in calls] == ["f", "g"]
-    assert json.loads(calls[0].arguments) == {"a": "</tool_call>"}
-
-
-def test_ids_of_calls_derive_from_the_request() -> None:
-    first, second = (p.id for p in _read(TWO_CALLS) if isinstance(p, ToolCall))
-    assert first != second
-    assert first.startswith("call_")
-    assert len(first) == len("call_") + 24
-    assert [p.id for p in _read(TWO_CALLS) if isinstance(p, ToolCall)] == [first, second]
-
-
-def test_plain_text_is_passed_on_at_once() -> None:
-    reader = ToolCallReader(HERMES)
-    assert reader.feed("a < b") == ["a < b"]
-    assert reader.feed(" <tool") == []
-    assert reader.feed("box>") == [" <toolbox>"]
-    assert reader.finish() == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<tool_call>not json</tool_call> more",
-        '<tool_call>{"no": "name"}</tool_call>',
-        "<tool_call>never closed",
-        "text that ends in space \n",
-    ],
-)
-def test_what_is_not_a_call_stays_text(text: str) -> None:
-    assert _read(text) == [text]
-
-
-def test_a_call_whose_end_is_missing_is_read_at_the_end() -> None:
-    (call,) = _read('<tool_call>{"name": "f", "arguments": {"a": 1}}')
-    assert isinstance(call, ToolCall)
-    assert json.loads(call.arguments) == {"a": 1}
-
-
-def test_without_a_syntax_everything_is_text() -> None:
-    reader = ToolCallReader("")
-    assert reader.feed(TWO_CALLS) == [TWO_CALLS]
-    assert reader.finish() == []
+def test_what_a_template_marks_for_training_is_rendered_as_it_is() -> None:
+    source = "{% generation %}{{ messages[0].content }}{% endgeneration %}!"
+    assert _cut(_say("hi"), source) == [("hi!", False)]

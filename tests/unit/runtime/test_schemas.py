@@ -11,23 +11,20 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pytest
 
-from appliance.domain import Constraint, ConstraintKind, FinishReason, SamplingOptions
+from appliance.domain import Constraint, ConstraintKind
 from appliance.errors import SchemaUnsupported
-from appliance.runtime.constrain import ConstraintCompiler, check, tokenizer_of
-from appliance.runtime.generation import Generation, Pieces
+from appliance.runtime.constrain import check
 from appliance.runtime.llama import Model
-from appliance.runtime.sampler import Sampler
 from appliance.runtime.schemas import prepared, rust_pattern
+from tests.unit.runtime.drawing import Drawing
 from tests.unit.runtime.schema_validator import is_valid
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
 Schema: TypeAlias = dict[str, Any]
 
-SEEDS = 25
-TOKENS_MAX = 200
+SEEDS = 40
 _INT: Schema = {"type": "integer"}
 _AB: Schema = {"a": _INT, "b": _INT}
 _TREE: Schema = {
@@ -164,70 +161,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def compiler(model: Model) -> ConstraintCompiler:
-    words = model.vocabulary
-    tokenizer = tokenizer_of(
-        words.spelt, words.control_ids, words.end_ids, words.pointer, words.tokenize_address
-    )
-    return ConstraintCompiler(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def leaning(model: Model) -> np.ndarray:
-    """Lean to what closes a value, then to a few letters: (n_vocab,) float32."""
-    lean = np.full(model.vocabulary.size, -3.0, dtype=np.float32)
-    for token_id, piece in enumerate(model.vocabulary.pieces):
-        if len(piece) == 1 and piece in b'"}],:{':
-            lean[token_id] = 3.0
-        elif len(piece) == 1 and piece in b"abxyz0123456789-.\\u":
-            lean[token_id] = 1.0
-    lean[list(model.vocabulary.end_ids)] = 3.0
-    return lean
+def drawing(model: Model) -> Drawing:
+    return Drawing(model)
 
 
 @pytest.mark.parametrize("schema", [pytest.param(s, id=name) for name, s in HONOURED])
-def test_everything_generated_is_valid(
-    schema: Schema, compiler: ConstraintCompiler, model: Model, leaning: np.ndarray
-) -> None:
+def test_everything_generated_is_valid(schema: Schema, drawing: Drawing) -> None:
     finished = 0
     for seed in range(SEEDS):
-        text = _generate(schema, compiler, model, leaning, seed)
+        text = drawing.text(_constraint(schema), seed)
         if text is not None:
             finished += 1
             value = json.loads(text, parse_float=Decimal)
             assert is_valid(value, schema), f"seed {seed}: {text}"
     assert finished >= SEEDS // 2
-
-
-def _generate(
-    schema: Schema,
-    compiler: ConstraintCompiler,
-    model: Model,
-    leaning: np.ndarray,
-    seed: int,
-) -> str | None:
-    """Draw a text; None: it was cut off."""
-    words = model.vocabulary
-    ends = frozenset(words.end_ids)
-    options = SamplingOptions(temperature=1.0)
-    generation = Generation(
-        sampler=Sampler(options, seed=seed, choice=0, suppressed=(), chain=None),
-        matcher=compiler.matcher(_constraint(schema)),
-        pieces=Pieces(shown=words.pieces, spelt=words.spelt, end_ids=ends),
-        stop_strings=(),
-        stop_ids=ends,
-        max_tokens=TOKENS_MAX,
-        top_logprobs=None,
-    )
-    rng = np.random.default_rng(seed)
-    text = ""
-    for position in range(TOKENS_MAX + 1):
-        row = (leaning + rng.standard_normal(words.size)).astype(np.float32)
-        drawn = generation.draw(row, position, int(row.argmax()), is_last=False)
-        text += drawn.text
-        if drawn.finish is not None:
-            return text if drawn.finish is FinishReason.STOP else None
-    raise AssertionError("a generation must end at max_tokens")
 
 
 def _constraint(schema: Schema) -> Constraint:
@@ -261,10 +208,10 @@ def test_keywords_that_are_data_or_names_are_left_alone() -> None:
 
 
 def test_an_undeclared_name_can_not_be_spelt_to_be_a_declared_one(
-    compiler: ConstraintCompiler, model: Model
+    drawing: Drawing, model: Model
 ) -> None:
     schema = _object(properties={"a": _INT}, additionalProperties={"type": "string"})
-    matcher = compiler.matcher(_constraint(schema))
+    matcher = drawing.compiler.matcher(_constraint(schema))
     for byte in b'{"\\':
         matcher.accept(model.vocabulary.pieces.index(bytes([byte])))
     assert not matcher.allows(model.vocabulary.pieces.index(b"u"))
