@@ -8,6 +8,10 @@ is rows times the span of KV cells that each of them looks at (a unified cache i
 highest used cell).
 What it never does: measure, or trust one measurement. No coefficient is ever negative.
 
+A size that the warm-up did not reach, on a machine that was busy then, is taken into the curve when
+it is first met, and followed from then on. What was measured while warming up stays: else curve and
+factor could drift apart and nobody would know which of them is wrong.
+
 The curve is bent. On two cores of a CPU a 1B model takes 17 ms for one row, 59 for 8, 99 for 15,
 75 for 16, 140 for 32 and 258 for 64: matrix kernels work on tiles, and rows beside a whole number
 of tiles are dear. So a step is filled to a multiple of 16 rows where it can be.
@@ -38,6 +42,8 @@ _PRIOR_WEIGHT_UNSETTLED = 0.02  # start values give way to the first measurement
 _PRIOR_WEIGHT = 0.5  # in steps: how much one relative error of a coefficient weighs
 _SCALE = np.array([1.0, 1 / 16, 1 / 65_536])  # makes the features alike in size
 _OUTLIER = 4.0
+_POINT_WEIGHT = 0.05  # of a step, in a point of the curve that was learnt
+_POINTS_APART = 1.4  # a step that is larger than the largest point by this factor is a new one
 _GROWTH = 4
 _FLOORS = np.array([0.33, 0.33, 0.0])  # of the settled prior
 _MARGIN = 0.9  # the share of a budget that a prediction may fill
@@ -132,7 +138,17 @@ class CostModel:
         self._moments += weight * np.outer(features, features)
         self._targets += weight * measured * features
         self._observed += 1
+        if self._settled:
+            self._learn_point(shape, measured)
         self._set_fit(self._solve())
+
+    def _learn_point(self, shape: StepShape, measured_ms: float) -> None:
+        """Put into the curve what a step says of it, less its decode rows and attention."""
+        s, g, d = self._coefficients
+        rows = shape.decode + shape.prefill
+        rest_ms = measured_ms - g * shape.decode - d * rows * shape.kv_span
+        if s > 0.0 and rest_ms > 0.0:
+            self._curve.learn(rows, rest_ms / s)
 
     def settle(self) -> None:
         """Take the fit so far as the prior: what is never seen again is priced as it is now."""
@@ -175,6 +191,23 @@ class _Curve:
     """Milliseconds by rows: measured points, straight lines between them and beyond the last."""
 
     def __init__(self, points: dict[int, float]) -> None:
+        self._points = dict(points)
+        self._learnt: set[int] = set()
+        self._lay()
+
+    def learn(self, rows: int, ms: float) -> None:
+        """Take in a step that is larger than all that was measured, or near one learnt so."""
+        if rows > self._rows[-1] * _POINTS_APART:
+            self._points[rows] = ms
+            self._learnt.add(rows)
+        elif rows in self._learnt:
+            self._points[rows] += _POINT_WEIGHT * (ms - self._points[rows])
+        else:
+            return
+        self._lay()
+
+    def _lay(self) -> None:
+        points = self._points
         self._rows = sorted(points)
         self._ms: list[float] = []
         for rows in self._rows:  # a larger step that was measured as quicker was held up less

@@ -15,6 +15,7 @@ from appliance.runtime.llama import Context, DecodeCode, EngineFault
 _WARM_UP_MS = 1200.0
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _SINGLES = (1, 4, 16)  # of these also steps of decoding, which have logits in each row
+_SIZE_LEAST = 32
 _TRIES = 3  # another process may hold one up; the quickest is the price
 
 
@@ -30,11 +31,13 @@ def warm_up(context: Context, cost: CostModel, clock: Callable[[], float]) -> No
     for size in sorted({min(size, rows_max) for size in _SIZES}):
         kinds = (False, True) if size in _SINGLES and size <= context.sequences_max else (False,)
         for is_decode in kinds:
-            tries = [_step(context, size, clock, is_decode=is_decode) for _ in range(_TRIES)]
+            count = _TRIES if clock() < deadline_ms else 1
+            tries = [_step(context, size, clock, is_decode=is_decode) for _ in range(count)]
             rows = (size, 0) if is_decode else (0, size)
             shape = StepShape(decode=rows[0], prefill=rows[1], kv_span=size)
             cost.observe(shape, min(tries))
-        if clock() + 2.0 * _TRIES * min(tries) > deadline_ms:  # the next is twice as large
+        # The next size takes twice as long; the curve needs some, however slow the machine is now.
+        if size >= _SIZE_LEAST and clock() + 2.0 * _TRIES * min(tries) > deadline_ms:
             break
     cost.settle()
 
