@@ -291,14 +291,20 @@ class Scheduler:
         return tuple(started)
 
     def _precedence(self, job: Job, now_ms: float) -> tuple[float, ...]:
-        aged = int((now_ms - job.submitted_ms) / self.limits.ageing_ms)
+        rank = self._rank(job, now_ms)
+        is_aged = rank < RANKS[job.priority]
         # A job that ran already goes back before what came later of its client.
         return (
-            max(0, RANKS[job.priority] - aged),
-            0.0 if job.started_ms >= 0.0 or aged else self._fairness.served(job.party),
+            rank,
+            0.0 if job.started_ms >= 0.0 or is_aged else self._fairness.served(job.party),
             float("inf") if job.deadline_ms is None else job.deadline_ms,
             job.order,
         )
+
+    def _rank(self, job: Job, now_ms: float) -> int:
+        """Rank a job by its class, and by how long it has been here."""
+        aged = int((now_ms - job.submitted_ms) / self.limits.ageing_ms)
+        return max(0, RANKS[job.priority] - aged)
 
     def _fits(self, job: Job, match: Match) -> bool:
         if len(job.live) > self.cache.sequences_free:
@@ -328,7 +334,7 @@ class Scheduler:
         """Say whether a running job must make way: a lower class, or more than its fair part."""
         if other.displaced >= _DISPLACED_MAX:
             return False
-        if RANKS[job.priority] < RANKS[other.priority]:
+        if RANKS[job.priority] < self._rank(other, self.cache.now_ms):
             return True
         if other.priority is not job.priority or other.client == job.client:
             return False

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable
 
 from appliance.config import Engine, Limits
-from appliance.domain import ModelFacts
+from appliance.domain import ModelFacts, Priority
 from appliance.errors import (
     ContextTooLong,
     DeadlineExceeded,
@@ -26,6 +26,7 @@ from appliance.errors import (
 )
 from appliance.runtime import wire
 from appliance.runtime.admission import Admission
+from appliance.runtime.fairness import RANKS
 from appliance.runtime.replay import LOSSES_ALONE_MAX, Judgement, Place, Replay
 from appliance.runtime.tickets import AnyTicket, EmbedJob, EmbedTicket, Job, Ticket
 
@@ -82,6 +83,7 @@ class TicketBook:
             ContextTooLong: the prompt leaves no room for a token.
             InvalidRequest: the prompt is empty, or n is more than the engine has sequences.
             QueueFull: a bound on what waits is reached.
+            DeadlineExceeded: it would start too late, as fast as those before it start.
         """
         if not job.prompt_ids:
             raise InvalidRequest(field="prompt", reason="must not be empty")
@@ -91,7 +93,7 @@ class TicketBook:
             )
         if job.n > facts.sequences_max:
             raise InvalidRequest(field="n", reason=f"must be at most {facts.sequences_max}")
-        self._check_queue(len(job.prompt_ids))
+        self._check_queue(len(job.prompt_ids), job.deadline_ms, job.priority)
         return self._ticket(job)
 
     def pin(self, job: Job) -> None:
@@ -122,7 +124,7 @@ class TicketBook:
         if total > self._limits.queue_prompt_tokens:
             reason = f"has {total} tokens in all; the limit is {self._limits.queue_prompt_tokens}"
             raise InvalidRequest(field=job.field, reason=reason)
-        self._check_queue(total)
+        self._check_queue(total, job.deadline_ms)
         ticket = EmbedTicket(next(self._ticket_ids), job, self._label, self._forget)
         self._add(ticket)
         return ticket
@@ -216,10 +218,21 @@ class TicketBook:
                 phase = "generation" if ticket.started else "queue"
                 ticket.fail(DeadlineExceeded(phase=phase))
 
-    def _check_queue(self, prompt_tokens: int) -> None:
+    def _check_queue(
+        self,
+        prompt_tokens: int,
+        deadline_ms: float | None,
+        priority: Priority = Priority.NORMAL,
+    ) -> None:
         waiting = [ticket for ticket in self._tickets.values() if not ticket.started]
-        waiting_tokens = sum(ticket.prompt_tokens for ticket in waiting)
-        self._admission.check(len(waiting), waiting_tokens, prompt_tokens)
+        lower = sum(RANKS[ticket.priority] > RANKS[priority] for ticket in waiting)
+        self._admission.check(
+            len(waiting),
+            sum(ticket.prompt_tokens for ticket in waiting),
+            prompt_tokens,
+            ahead=len(waiting) - lower,
+            left_ms=None if deadline_ms is None else deadline_ms - self._clock(),
+        )
 
     def _add(self, ticket: AnyTicket) -> None:
         self._tickets[ticket.id] = ticket

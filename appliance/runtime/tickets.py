@@ -221,6 +221,11 @@ class Ticket:
         """Name the monotonic deadline, if there is one."""
         return self.job.deadline_ms
 
+    @property
+    def priority(self) -> Priority:
+        """Name the class."""
+        return self.job.priority
+
     def submission(self) -> wire.Submit:
         """Ask the worker: from the beginning, or from where the last worker ended."""
         job = self.job
@@ -330,6 +335,7 @@ class EmbedTicket:
 
     started = False
     tokens_sent = 0
+    priority = Priority.NORMAL
 
     def __init__(
         self,
