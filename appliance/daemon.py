@@ -38,6 +38,7 @@ from appliance.access.audit import Audit
 from appliance.access.identity import Identity
 from appliance.access.keys import Keyring
 from appliance.access.policy import Verb, authorise
+from appliance.api.adapters import AdapterService
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
@@ -149,6 +150,7 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET", ""))
         self._operator = Client(id=f"uid:{os.geteuid()}", kind=ClientKind.LOCAL_SOCKET)
+        self._directory = Path.cwd()
         self._reading: tuple[str, Reading] | None = None
 
     async def run(self) -> None:
@@ -162,7 +164,9 @@ class Daemon:
         ):
             state_dir = Path(self._config.server.state_dir)
             identity = await asyncio.to_thread(Identity.open, state_dir)
-            versions = LocalVersions(state, identity, store_wait_s=2 * settings.busy_timeout_s)
+            versions = LocalVersions(
+                state, identity, self._config.limits, store_wait_s=2 * settings.busy_timeout_s
+            )
             audit = Audit(events, settings, utc_ms)
             try:
                 await self._serve(versions, audit, self._metrics(audit, state=state, events=events))
@@ -208,15 +212,16 @@ class Daemon:
             router, audit, metrics, config.limits, keyring=keyring, clock=monotonic_ms
         )
         streams = Streams(config.limits, metrics)
+        adapters = AdapterService(router, versions, audit, metrics, config.server.adapter_dir)
         async with asyncio.TaskGroup() as group:
             group.create_task(router.run())
             group.create_task(streams.run())
             watchdog = group.create_task(self._notifier.keep_alive())
             try:
-                async with self._faces(service, streams):
+                async with self._faces(service, streams, adapters):
                     audit.record(self._operator, Verb.SERVE, "*", "ok")
                     try:
-                        await self._until_asked(router, versions, audit)
+                        await self._until_asked(router, versions, adapters, audit)
                         await self._drain(router)
                     finally:
                         await router.close()
@@ -227,12 +232,14 @@ class Daemon:
         logs.event("stopped")
 
     @contextlib.asynccontextmanager
-    async def _faces(self, service: Service, streams: Streams) -> AsyncIterator[None]:
+    async def _faces(
+        self, service: Service, streams: Streams, adapters: AdapterService
+    ) -> AsyncIterator[None]:
         """Listen on every address of the table; on leaving, stop after what is still to be told."""
         config = self._config
         runtime_dir = Path(config.server.runtime_dir)
-        grpc = GrpcServer(service, streams, config.grpc, runtime_dir, clock=monotonic_ms)
-        rest = RestServer(service, streams, config.rest, utc_ms=utc_ms)
+        grpc = GrpcServer(service, streams, adapters, config.grpc, runtime_dir, clock=monotonic_ms)
+        rest = RestServer(service, streams, adapters, config.rest, utc_ms=utc_ms)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(grpc.stop, GOODBYE_S)
             await grpc.start()
@@ -260,11 +267,13 @@ class Daemon:
 
     # --- between start and stop -----------------------------------------------------------------
 
-    async def _until_asked(self, router: Router, versions: LocalVersions, audit: Audit) -> None:
+    async def _until_asked(
+        self, router: Router, versions: LocalVersions, adapters: AdapterService, audit: Audit
+    ) -> None:
         """Load every model, then wait for a signal; one that comes earlier ends the loading."""
         self._notifier.tell("READY=1", "STATUS=loading")
         async with asyncio.TaskGroup() as group:
-            loading = group.create_task(self._load(router, versions, audit))
+            loading = group.create_task(self._load(router, versions, adapters, audit))
             telling = group.create_task(self._tell_progress(router))
             stopping = group.create_task(self._stop.wait())
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -277,7 +286,9 @@ class Daemon:
             await self._stop.wait()
             loading.cancel()
 
-    async def _load(self, router: Router, versions: LocalVersions, audit: Audit) -> None:
+    async def _load(
+        self, router: Router, versions: LocalVersions, adapters: AdapterService, audit: Audit
+    ) -> None:
         seen: dict[str, str] = {}
         for model in self._config.models:
             begun_ms = monotonic_ms()
@@ -294,6 +305,8 @@ class Daemon:
                 seen[key] = model.path
             audit.record(self._operator, Verb.REGISTER_VERSION, version.label, "ok")
             facts = await router.serve(version, path, model)
+            for adapter in model.adapters:
+                await adapters.load(self._operator, version.label, adapter, base=self._directory)
             logs.event(
                 "model_ready",
                 model=version.label,

@@ -70,6 +70,17 @@ class ModelNotServed(RequestError):
         self.model = model
 
 
+class AdapterNotLoaded(RequestError):
+    """The model is served here, but not with that LoRA adapter now; `loaded` names those it has."""
+
+    code = "ADAPTER_NOT_LOADED"
+    sentence = "the adapter '{adapter}' of '{model}' is {state}; loaded are: {loaded}"
+
+    def __init__(self, *, model: str, adapter: str, state: str, loaded: str) -> None:
+        super().__init__(model=model, adapter=adapter, state=state, loaded=loaded)
+        self.adapter = adapter
+
+
 class ContextTooLong(RequestError):
     """The prompt, with room for one token at least, does not fit into the context."""
 
@@ -250,6 +261,16 @@ class Draining(Overloaded):
         super().__init__()
 
 
+class TooManyAdapters(Overloaded):
+    """A model has as many LoRA adapters as are allowed; one must be unloaded first."""
+
+    code = "TOO_MANY_ADAPTERS"
+    sentence = "'{model}' has {limit} adapters, and limits.adapters allows no more"
+
+    def __init__(self, *, model: str, limit: int) -> None:
+        super().__init__(model=model, limit=limit)
+
+
 class ClientTooSlow(Overloaded):
     """The client read its stream more slowly than the configured buffer allows."""
 
@@ -271,6 +292,18 @@ class ModelUnloadable(EngineError):
     """The file can't be served: missing, truncated, not a GGUF, too big, of an unknown kind."""
 
     code = "MODEL_UNLOADABLE"
+    sentence = "{path}: {reason}"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        super().__init__(path=path, reason=reason)
+        self.path = path
+        self.reason = reason
+
+
+class AdapterUnloadable(EngineError):
+    """The file can't be used: missing, truncated, no LoRA adapter, not for this model, too big."""
+
+    code = "ADAPTER_UNLOADABLE"
     sentence = "{path}: {reason}"
 
     def __init__(self, *, path: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Turn a file of the operator's own into a signed version.
+"""Turn a file of the operator's own into a signed version of a model, or a signed adapter of one.
 
 What this room does: names the version, hashes the file, has the device's `local` key sign it, and
 remembers both in state.db, so that an unchanged file is not hashed again.
@@ -22,9 +22,11 @@ from typing import BinaryIO
 from appliance import logs
 from appliance.access.identity import Identity
 from appliance.clock import utc_ms
-from appliance.config import Model
-from appliance.domain import Digest, ModelVersion
-from appliance.errors import ModelUnloadable, StoreError
+from appliance.config import Adapter, Limits, Model
+from appliance.domain import AdapterVersion, Digest, ModelVersion
+from appliance.errors import AdapterUnloadable, ModelUnloadable, StoreError
+from appliance.runtime.adapter_head import AdapterFacts, check_adapter
+from appliance.runtime.adapters import AdapterFile, file_key
 from appliance.runtime.devices import available_bytes
 from appliance.runtime.gguf import GgufFault, GgufHead, read_head
 from appliance.store import Migration, SqlValue, Store, Transaction
@@ -41,7 +43,15 @@ _VERSIONS = """CREATE TABLE local_versions (
     model TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, bytes INTEGER NOT NULL,
     key_id TEXT NOT NULL, signature TEXT NOT NULL, signed_utc_ms INTEGER NOT NULL,
     PRIMARY KEY (model, version, digest, key_id)) STRICT"""
-MIGRATIONS = (Migration("local_versions.0001", (_BLOBS, _VERSIONS)),)
+_ADAPTERS = """CREATE TABLE local_adapters (
+    model TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, bytes INTEGER NOT NULL,
+    scale REAL NOT NULL, key_id TEXT NOT NULL, signature TEXT NOT NULL,
+    signed_utc_ms INTEGER NOT NULL,
+    PRIMARY KEY (model, name, digest, scale, key_id)) STRICT"""
+MIGRATIONS = (
+    Migration("local_versions.0001", (_BLOBS, _VERSIONS)),
+    Migration("local_versions.0002", (_ADAPTERS,)),
+)
 
 
 class Reading:
@@ -61,9 +71,12 @@ class Reading:
 class LocalVersions:
     """The register of versions that this device vouches for itself."""
 
-    def __init__(self, store: Store, identity: Identity, *, store_wait_s: float) -> None:
+    def __init__(
+        self, store: Store, identity: Identity, limits: Limits, *, store_wait_s: float
+    ) -> None:
         """Remember in `store`, made with MIGRATIONS; sign with the device's key."""
         self._store = store
+        self._limits = limits
         self._store_wait_s = store_wait_s
         self._identity = identity
 
@@ -78,14 +91,49 @@ class LocalVersions:
             ModelUnloadable: the file is missing, cut off, no GGUF, too big, or changed while read.
         """
         path, head = await asyncio.to_thread(_whole_head, settings.path)
-        digest = await self._digest(path, reading)
+        digest, _ = await self._digest(path, reading)
         name = settings.name or model_name(head, path)
         version = version_name(head, path, digest)
         signed = self._identity.sign_local(name, version, digest, head.file_bytes)
         await self._try(lambda transaction: _remember_version(transaction, signed))
         return path, signed
 
-    async def _digest(self, path: Path, reading: Reading) -> Digest:
+    async def register_adapter(
+        self, model: ModelVersion, model_path: Path, settings: Adapter
+    ) -> AdapterFile:
+        """Sign the file of `settings` as an adapter of `model`; reads it as `register` does.
+
+        Raises:
+            AdapterUnloadable: missing, cut off, no LoRA adapter, not for this model, over a bound.
+        """
+        reading = Reading()
+        try:
+            path, facts = await asyncio.to_thread(self._adapter_facts, settings.path, model_path)
+            digest, key = await self._digest(path, reading)
+        except GgufFault as fault:
+            raise AdapterUnloadable(path=settings.path, reason=str(fault)) from fault
+        except ModelUnloadable as error:
+            raise AdapterUnloadable(path=settings.path, reason=error.reason) from error
+        signed = self._identity.sign_adapter(
+            model.label, settings.name, digest, facts.file_bytes, settings.scale
+        )
+        await self._try(lambda transaction: _remember_adapter(transaction, signed))
+        return AdapterFile(path=str(path), version=signed, rank=facts.rank, file_key=key)
+
+    def _adapter_facts(self, name: str, model_path: Path) -> tuple[Path, AdapterFacts]:
+        path = Path(name).absolute()
+        facts = check_adapter(
+            read_head(path),
+            read_head(model_path),
+            rank_max=self._limits.adapter_rank,
+            bytes_max=self._limits.adapter_bytes,
+        )
+        available = available_bytes()
+        if available is not None and facts.file_bytes > available:
+            raise GgufFault(_too_big(facts.file_bytes, available))
+        return path, facts
+
+    async def _digest(self, path: Path, reading: Reading) -> tuple[Digest, tuple[int, ...]]:
         known = await asyncio.to_thread(self._recall, path)
         if known is not None:
             return known
@@ -94,19 +142,20 @@ class LocalVersions:
         finally:
             reading.stop = True
         await self._try(lambda transaction: _remember_blob(transaction, path, key, digest))
-        return digest
+        return digest, key
 
-    def _recall(self, path: Path) -> Digest | None:
-        """Find the digest of an unchanged file; blocks."""
+    def _recall(self, path: Path) -> tuple[Digest, tuple[int, ...]] | None:
+        """Find the digest of an unchanged file, and what it is recognised by; blocks."""
         try:
+            key = file_key(path.stat())
             rows = self._store.read(
                 "SELECT digest FROM local_blobs WHERE path = ? AND inode = ? AND bytes = ?"
                 " AND modified_ns = ? AND changed_ns = ?",
-                (str(path), *_file_key(path.stat())),
+                (str(path), *key),
             )
         except (StoreError, OSError):
             return None
-        return Digest(str(rows[0][0])) if rows else None
+        return (Digest(str(rows[0][0])), key) if rows else None
 
     async def _try(self, intent: Callable[[Transaction], None]) -> None:
         """Write, or go on without: a database that fails costs a hash at the next start."""
@@ -125,10 +174,10 @@ def hash_file(path: Path, reading: Reading) -> tuple[Digest, tuple[int, ...]]:
     """
     try:
         with path.open("rb") as file:
-            before = _file_key(os.fstat(file.fileno()))
+            before = file_key(os.fstat(file.fileno()))
             reading.total_bytes = os.fstat(file.fileno()).st_size
             digest = _hash(file, reading)
-            after = _file_key(os.fstat(file.fileno()))
+            after = file_key(os.fstat(file.fileno()))
     except OSError as error:
         raise ModelUnloadable(
             path=str(path), reason=f"the file can't be read: {error.strerror}"
@@ -148,11 +197,6 @@ def _hash(file: BinaryIO, reading: Reading) -> Digest:
     return Digest(f"sha256:{state.hexdigest()}")
 
 
-def _file_key(stat: os.stat_result) -> tuple[int, ...]:
-    """Name what a file is recognised by: inode, size, both times."""
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
 def _whole_head(name: str) -> tuple[Path, GgufHead]:
     path = Path(name).absolute()
     try:
@@ -166,12 +210,15 @@ def _whole_head(name: str) -> tuple[Path, GgufHead]:
         )
     available = available_bytes()
     if available is not None and head.file_bytes > available:
-        reason = (
-            f"it is too big for this machine: {head.file_bytes // _MIB} MiB of weights alone, and "
-            f"{available // _MIB} MiB of memory are available"
-        )
-        raise ModelUnloadable(path=str(path), reason=reason)
+        raise ModelUnloadable(path=str(path), reason=_too_big(head.file_bytes, available))
     return path, head
+
+
+def _too_big(file_bytes: int, available: int) -> str:
+    return (
+        f"it is too big for this machine: {file_bytes // _MIB} MiB of weights alone, and "
+        f"{available // _MIB} MiB of memory are available"
+    )
 
 
 def model_name(head: GgufHead, path: Path) -> str:
@@ -209,6 +256,22 @@ def _remember_version(transaction: Transaction, signed: ModelVersion) -> None:
             signed.version,
             signed.digest,
             signed.blob_bytes,
+            signed.key_id,
+            signed.signature,
+            utc_ms(),
+        ),
+    )
+
+
+def _remember_adapter(transaction: Transaction, signed: AdapterVersion) -> None:
+    transaction.execute(
+        "INSERT OR IGNORE INTO local_adapters VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            signed.model,
+            signed.name,
+            signed.digest,
+            signed.blob_bytes,
+            signed.scale,
             signed.key_id,
             signed.signature,
             utc_ms(),

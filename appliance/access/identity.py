@@ -1,7 +1,8 @@
 """Hold the device's own key, and sign and check statements about local versions with it.
 
 What this room does: making the Ed25519 key `local` at the first run, loading it afterwards, and
-signing what an operator vouches for: that a file is this version of this model.
+signing what an operator vouches for: that a file is this version of this model, or this LoRA
+adapter of it.
 What it knows: the only importer of cryptography here. A statement is canonical JSON with sorted
 keys, prefixed by its purpose, so that a signature can't be shown for something else.
 What it never does: leave the key readable by others, or sign bytes it did not compose itself.
@@ -17,17 +18,19 @@ import json
 import stat
 from pathlib import Path
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.domain import Digest, ModelVersion, Origin
+from appliance.domain import AdapterVersion, Digest, ModelVersion, Origin
 from appliance.errors import ConfigError
 from appliance.store import write_durably
 
 KEY_FILE = "local.key"
 KEY_BYTES_MAX = 4096
 _PURPOSE = b"appliance local version 1\n"
+_ADAPTER_PURPOSE = b"appliance local adapter 1\n"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -64,32 +67,59 @@ class Identity:
 
     def sign_local(self, model: str, version: str, digest: Digest, blob_bytes: int) -> ModelVersion:
         """Vouch that the blob `digest` is `version` of `model`; does not block."""
-        statement = _statement(model, version, digest, blob_bytes)
-        signature = base64.b64encode(self._private.sign(statement)).decode()
-        return ModelVersion(
+        unsigned = ModelVersion(
             model=model,
             version=version,
             digest=digest,
             blob_bytes=blob_bytes,
             origin=Origin.LOCAL,
             key_id=self.key_id,
-            signature=signature,
+            signature="",
         )
+        signature = base64.b64encode(self._private.sign(_statement(unsigned))).decode()
+        return msgspec.structs.replace(unsigned, signature=signature)
 
-    def verify(self, version: ModelVersion) -> bool:
+    def sign_adapter(
+        self, model: str, name: str, digest: Digest, blob_bytes: int, scale: float
+    ) -> AdapterVersion:
+        """Vouch that the blob `digest` is the adapter `name` of `model`, a label, at this scale."""
+        unsigned = AdapterVersion(
+            model=model,
+            name=name,
+            digest=digest,
+            blob_bytes=blob_bytes,
+            scale=scale,
+            origin=Origin.LOCAL,
+            key_id=self.key_id,
+            signature="",
+        )
+        signature = base64.b64encode(self._private.sign(_statement(unsigned))).decode()
+        return msgspec.structs.replace(unsigned, signature=signature)
+
+    def verify(self, version: ModelVersion | AdapterVersion) -> bool:
         """Tell whether this device's key signed exactly this version; does not block."""
         if version.origin is not Origin.LOCAL or version.key_id != self.key_id:
             return False
-        statement = _statement(version.model, version.version, version.digest, version.blob_bytes)
         with contextlib.suppress(InvalidSignature, binascii.Error):
-            self._public.verify(base64.b64decode(version.signature, validate=True), statement)
+            signature = base64.b64decode(version.signature, validate=True)
+            self._public.verify(signature, _statement(version))
             return True
         return False
 
 
-def _statement(model: str, version: str, digest: Digest, blob_bytes: int) -> bytes:
-    fields = {"bytes": blob_bytes, "digest": digest, "model": model, "version": version}
-    return _PURPOSE + json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+def _statement(version: ModelVersion | AdapterVersion) -> bytes:
+    fields: dict[str, object] = {
+        "bytes": version.blob_bytes,
+        "digest": version.digest,
+        "model": version.model,
+    }
+    if isinstance(version, AdapterVersion):
+        purpose = _ADAPTER_PURPOSE
+        fields |= {"adapter": version.name, "scale": version.scale}
+    else:
+        purpose = _PURPOSE
+        fields |= {"version": version.version}
+    return purpose + json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _fresh_key() -> bytes:

@@ -4,12 +4,17 @@ What this room does: the table roles x verbs, the roles of each kind of client, 
 which every face and every command calls before it acts.
 What it knows: a Unix socket is guarded by its file mode, so who can open it is the operator of
 this machine; a loopback port is open to every local program, so it gets inference and nothing
-that changes or reveals the house. What is not in the table is denied.
+that changes or reveals the house beyond what an operator laid out for it. What is not in the table
+is denied.
 What it never does: look anything up, remember, or record (`audit` does).
 
-    role         inference verbs   LIST_MODELS  READ_METRICS   every other verb
-    OPERATOR     yes               yes          yes            yes
-    APPLICATION  yes               yes          yes            no
+    role         inference verbs   LIST_MODELS  READ_METRICS   shelved adapters   every other verb
+    OPERATOR     yes               yes          yes            yes                yes
+    APPLICATION  yes               yes          yes            yes                no
+
+An adapter is shelved if its file lies in server.adapter_dir, which an operator fills, or leaves
+unset: then there is none. A path from anybody else than an operator would have the daemon open any
+file of this machine.
 
 Objects are names: of a model, a request, a page. One rule looks at them: PRIORITISE names a class,
 and nobody may ask for a higher one than the client's own highest.
@@ -40,6 +45,10 @@ class Verb(enum.Enum):
     READ_STATUS = "read_status"  # "*"
     READ_AUDIT = "read_audit"  # "*"
     REGISTER_VERSION = "register_version"  # model: sign a file of the operator's own
+    LOAD_ADAPTER = "load_adapter"  # model:adapter, of any file of this machine
+    UNLOAD_ADAPTER = "unload_adapter"  # model:adapter
+    LOAD_SHELVED_ADAPTER = "load_shelved_adapter"  # model:adapter, of a file in server.adapter_dir
+    UNLOAD_SHELVED_ADAPTER = "unload_shelved_adapter"  # model:adapter, loaded from there
     SERVE = "serve"  # "*": start the daemon
     STOP = "stop"  # "*": end the daemon
 
@@ -65,7 +74,13 @@ INFERENCE_VERBS = frozenset(
 )
 ALLOWED: dict[AccessRole, frozenset[Verb]] = {
     AccessRole.OPERATOR: frozenset(Verb),
-    AccessRole.APPLICATION: INFERENCE_VERBS | {Verb.LIST_MODELS, Verb.READ_METRICS},
+    AccessRole.APPLICATION: INFERENCE_VERBS
+    | {
+        Verb.LIST_MODELS,
+        Verb.READ_METRICS,
+        Verb.LOAD_SHELVED_ADAPTER,
+        Verb.UNLOAD_SHELVED_ADAPTER,
+    },
 }
 ROLES: dict[ClientKind, frozenset[AccessRole]] = {
     ClientKind.LOCAL_SOCKET: frozenset({AccessRole.OPERATOR}),

@@ -33,6 +33,7 @@ from appliance.api.limits import (
     new_seed,
 )
 from appliance.api.model_names import find, find_any
+from appliance.api.naming import meant
 from appliance.api.pacing import Pacing
 from appliance.api.pooling import pool_job, ranked
 from appliance.config import Limits
@@ -153,7 +154,8 @@ class Service:
         flight: Flight,
         account: Account,
     ) -> AsyncGenerator[Event, None]:
-        version = find(self._router, request.model)
+        model, adapter = meant(request.model, request.adapter, self._router.models())
+        version = find(self._router, model)
         account.found(version)
         prepared = await self._router.prepare(
             version, request.prompt, constraint=request.constraint
@@ -163,12 +165,12 @@ class Service:
         opening = await self._echo(version, request, prepared)
         if flight.cancelled:
             raise RequestCancelled
-        job = self._job(client, request, priority, prepared)
+        job = self._job(client, request, priority, adapter, prepared)
         account.prepared(len(prepared.token_ids), request.output.n)
         flight.ticket = ticket = self._router.admit(version, job)
         yield Accepted(
             request_id=request.request_id,
-            version=version.label,
+            version=f"{version.label}:{adapter}" if adapter else version.label,
             seed=job.seed,
             prompt_tokens=len(prepared.token_ids),
             priority=priority,
@@ -188,7 +190,12 @@ class Service:
                         yield event
 
     def _job(
-        self, client: Client, request: GenerateRequest, priority: Priority, prepared: Prepared
+        self,
+        client: Client,
+        request: GenerateRequest,
+        priority: Priority,
+        adapter: str,
+        prepared: Prepared,
     ) -> Job:
         seed = request.sampling.seed
         return Job(
@@ -203,7 +210,7 @@ class Service:
             deadline_ms=self._deadline(request.deadline_ms),
             client=client,
             priority=priority,
-            adapter=request.adapter,
+            adapter=adapter,
             cache_salt=request.cache_salt,
         )
 

@@ -203,6 +203,7 @@ def _request(
         constraint=_constraint(given.constraint),
         deadline_ms=deadline_ms,
         priority=_priority(given.priority),
+        adapter=given.adapter,
         cache_salt=given.cache_salt,
     )
 

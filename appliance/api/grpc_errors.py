@@ -26,6 +26,7 @@ _FIELD_BYTES_MAX = 256
 GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.ModelNotServed: grpc.StatusCode.NOT_FOUND,
+    errors.AdapterNotLoaded: grpc.StatusCode.NOT_FOUND,
     errors.ContextTooLong: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SchemaUnsupported: grpc.StatusCode.INVALID_ARGUMENT,
@@ -40,8 +41,10 @@ GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
+    errors.TooManyAdapters: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ClientTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ModelUnloadable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AdapterUnloadable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.ABORTED,
     errors.DecodeFailed: grpc.StatusCode.INTERNAL,
@@ -94,14 +97,16 @@ def _details(error: ApplianceError) -> list[Message]:
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.ModelNotServed):
-        details.append(
-            error_details_pb2.ResourceInfo(
-                resource_type="model",
-                resource_name=_cut(error.model, _FIELD_BYTES_MAX),
-                description="the model is not served here",
-            )
-        )
+        details.append(_resource("model", error.model, "the model is not served here"))
+    if isinstance(error, errors.AdapterNotLoaded):
+        details.append(_resource("adapter", error.adapter, "the adapter is not loaded here"))
     return details
+
+
+def _resource(kind: str, name: str, description: str) -> error_details_pb2.ResourceInfo:
+    return error_details_pb2.ResourceInfo(
+        resource_type=kind, resource_name=_cut(name, _FIELD_BYTES_MAX), description=description
+    )
 
 
 def _shown(value: FieldValue) -> str:

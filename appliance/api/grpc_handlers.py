@@ -21,6 +21,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from appliance.api.adapters import AdapterService
 from appliance.api.bugs import log_bug
 from appliance.api.generate import Service
 from appliance.api.grpc_convert import (
@@ -37,7 +38,10 @@ from appliance.api.grpc_errors import internal_status, status_of
 from appliance.api.proto import inference_pb2 as pb
 from appliance.api.proto import model_pb2
 from appliance.api.resume import Frames, Put, Streams
+from appliance.config import Adapter
 from appliance.domain import (
+    AdapterState,
+    AdapterStatus,
     Client,
     ClientKind,
     GenerateRequest,
@@ -69,6 +73,12 @@ _KINDS = {
     ModelKind.GENERATE: model_pb2.MODEL_KIND_GENERATE,
     ModelKind.EMBED: model_pb2.MODEL_KIND_EMBED,
     ModelKind.RERANK: model_pb2.MODEL_KIND_RERANK,
+}
+_ADAPTER_STATES = {
+    AdapterState.LOADING: model_pb2.ADAPTER_STATE_LOADING,
+    AdapterState.READY: model_pb2.ADAPTER_STATE_READY,
+    AdapterState.DRAINING: model_pb2.ADAPTER_STATE_DRAINING,
+    AdapterState.FAILED: model_pb2.ADAPTER_STATE_FAILED,
 }
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -297,11 +307,12 @@ def _refuse_resumable(given: pb.GenerateInput | pb.ChatInput) -> None:
 
 
 class ModelServicer:
-    """Lists what is loaded."""
+    """Lists what is loaded, and loads and unloads adapters."""
 
-    def __init__(self, service: Service) -> None:
-        """Answer from `service`."""
+    def __init__(self, service: Service, adapters: AdapterService) -> None:
+        """Answer from `service` and `adapters`."""
         self._service = service
+        self._adapters = adapters
 
     async def list(self, request: model_pb2.ListRequest, context: Context) -> object:
         """Answer with every version."""
@@ -313,6 +324,32 @@ class ModelServicer:
         """Answer with one."""
         status = self._service.model(client_of(self._service, context), request.model)
         return model_pb2.GetResponse(model=_model(status))
+
+    async def load_adapter(self, request: model_pb2.LoadAdapterRequest, context: Context) -> object:
+        """Answer when requests may name the adapter."""
+        settings = Adapter(
+            name=request.name,
+            path=request.path,
+            scale=request.scale if request.HasField("scale") else 1.0,
+        )
+        client = client_of(self._service, context)
+        status = await self._adapters.load(client, request.model, settings)
+        return model_pb2.LoadAdapterResponse(adapter=_adapter(status))
+
+    async def unload_adapter(
+        self, request: model_pb2.UnloadAdapterRequest, context: Context
+    ) -> object:
+        """Answer when the adapter is gone."""
+        client = client_of(self._service, context)
+        await self._adapters.unload(client, request.model, request.name)
+        return model_pb2.UnloadAdapterResponse()
+
+    async def list_adapters(
+        self, request: model_pb2.ListAdaptersRequest, context: Context
+    ) -> object:
+        """Answer with every adapter."""
+        statuses = self._adapters.list(client_of(self._service, context), request.model)
+        return model_pb2.ListAdaptersResponse(adapters=[_adapter(status) for status in statuses])
 
 
 def _model(status: ModelStatus) -> model_pb2.Model:
@@ -334,6 +371,23 @@ def _model(status: ModelStatus) -> model_pb2.Model:
         kv_cells_used=status.kv_cells_used,
         kv_cells_total=status.kv_cells_total,
         kind=_KINDS[status.kind],
+    )
+
+
+def _adapter(status: AdapterStatus) -> model_pb2.Adapter:
+    adapter = status.adapter
+    return model_pb2.Adapter(
+        name=adapter.name,
+        model=adapter.model,
+        digest=adapter.digest,
+        origin=adapter.origin.value,
+        scale=adapter.scale,
+        rank=status.rank,
+        size_bytes=adapter.blob_bytes,
+        state=_ADAPTER_STATES[status.state],
+        reason=status.reason,
+        requests_count=status.requests_count,
+        load_ms=status.load_ms,
     )
 
 

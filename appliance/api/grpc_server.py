@@ -17,6 +17,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from appliance.api.adapters import AdapterService
 from appliance.api.generate import Service
 from appliance.api.grpc_handlers import InferenceServicer, ModelServicer, handlers_of
 from appliance.api.grpc_health import Health
@@ -41,14 +42,16 @@ class GrpcServer:
         self,
         service: Service,
         streams: Streams,
+        adapters: AdapterService,
         settings: Grpc,
         runtime_dir: Path,
         *,
         clock: Callable[[], float],
     ) -> None:
-        """Answer from `service`. `clock` is monotonic, in milliseconds."""
+        """Answer from `service` and `adapters`. `clock` is monotonic, in milliseconds."""
         self._service = service
         self._streams = streams
+        self._adapters = adapters
         self._settings = settings
         self._unix_path = runtime_dir / settings.unix_path
         self._clock = clock
@@ -97,7 +100,7 @@ class GrpcServer:
     def _register(self, server: grpc.aio.Server) -> None:
         handlers = [
             handlers_of(_INFERENCE, InferenceServicer(self._service, self._streams, self._clock)),
-            handlers_of(_MODELS, ModelServicer(self._service)),
+            handlers_of(_MODELS, ModelServicer(self._service, self._adapters)),
             handlers_of(_HEALTH, self._health),
         ]
         if self._settings.reflection:

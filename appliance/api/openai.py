@@ -107,6 +107,7 @@ def read_chat(body: bytes, request_id: RequestId) -> Asked:
         output=OutputOptions(n=_n(chat), top_logprobs=_chat_logprobs(chat)),
         constraint=constraint,
         priority=priority_of(chat),
+        adapter=chat.adapter or "",
         cache_salt=chat.cache_salt or "",
     )
     if chat.modalities is not None:
@@ -150,6 +151,7 @@ def read_completion(body: bytes, request_id: RequestId) -> Asked:
             stop=stop_of(asked, tokens),
             output=OutputOptions(n=_n(asked), top_logprobs=asked.logprobs, echo=bool(asked.echo)),
             priority=priority_of(asked),
+            adapter=asked.adapter or "",
             cache_salt=asked.cache_salt or "",
             constraint=constraint,
         )

@@ -20,6 +20,7 @@ import msgspec
 from appliance.api.openai_caller import TIER_OF
 from appliance.domain import (
     Accepted,
+    AdapterStatus,
     EmbedResult,
     FinishReason,
     JsonObject,
@@ -274,9 +275,26 @@ def model_object(status: ModelStatus, name: str) -> JsonObject:
 
 
 def model_list(statuses: Iterable[ModelStatus]) -> JsonObject:
-    """Write every loaded version."""
-    data = [model_object(status, model_id(status)) for status in statuses]
+    """Write every loaded version, and every adapter after them."""
+    listed = tuple(statuses)
+    data = [model_object(status, model_id(status)) for status in listed]
+    data += [adapter_object(adapter) for status in listed for adapter in status.adapters]
     return {"object": "list", "data": data}
+
+
+def adapter_object(status: AdapterStatus, name: str = "") -> JsonObject:
+    """Write one adapter as clients of vLLM know it: an entry of the models, with a parent."""
+    adapter = status.adapter
+    return {
+        "id": name or adapter.name,
+        "object": "model",
+        "created": status.created_utc_ms // 1000,
+        "owned_by": adapter.origin.value,
+        "parent": adapter.model.partition("@")[0],
+        "version": f"{adapter.model}:{adapter.name}",
+        "state": status.state.value,
+        "scale": adapter.scale,
+    }
 
 
 def error_object(*, message: str, kind: str, code: str, param: str | None) -> JsonObject:

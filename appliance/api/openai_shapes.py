@@ -4,8 +4,8 @@ What this room does: one struct per JSON object of a request; the names that are
 no effect here (the answer names them in a header); the names that are refused with advice.
 What it knows: OpenAI's API reference of chat, completions and embeddings, and the parameters this
 appliance adds to it (top_k, min_p, typical_p, repeat_penalty, penalty_last_n, stop_token_ids,
-ignore_eos; priority, cache_salt, timeout; stream_options.include_progress; llama-server's grammar
-and vLLM's structured_outputs).
+ignore_eos; priority, cache_salt, timeout, adapter; stream_options.include_progress; llama-server's
+grammar and vLLM's structured_outputs).
 What it never does: turn a body into the domain (`openai`), or hold a value of a client.
 """
 
@@ -212,6 +212,7 @@ class SamplingBody(CallerBody, kw_only=True):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     grammar: str | None = None
+    adapter: str | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):

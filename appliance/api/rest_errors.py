@@ -35,6 +35,7 @@ class HttpError:
 HTTP_STATUS: dict[type[ApplianceError], HttpError] = {
     errors.InvalidRequest: HttpError(400, INVALID),
     errors.ModelNotServed: HttpError(404, INVALID, "model_not_found"),
+    errors.AdapterNotLoaded: HttpError(404, INVALID, "adapter_not_loaded"),
     errors.ContextTooLong: HttpError(400, INVALID, "context_length_exceeded"),
     errors.BodyTooLarge: HttpError(413, INVALID),
     errors.SchemaUnsupported: HttpError(400, INVALID),
@@ -49,8 +50,10 @@ HTTP_STATUS: dict[type[ApplianceError], HttpError] = {
     errors.QueueFull: HttpError(429, LIMIT),
     errors.DeadlineExceeded: HttpError(504, SERVER),
     errors.Draining: HttpError(503, SERVER),
+    errors.TooManyAdapters: HttpError(409, LIMIT),
     errors.ClientTooSlow: HttpError(429, LIMIT),
     errors.ModelUnloadable: HttpError(503, SERVER),
+    errors.AdapterUnloadable: HttpError(400, INVALID),
     errors.ModelNotReady: HttpError(503, SERVER),
     errors.WorkerLost: HttpError(503, SERVER),
     errors.DecodeFailed: HttpError(500, SERVER),
@@ -70,6 +73,8 @@ def body_of(error: ApplianceError) -> JsonObject:
     field = error.fields.get("field")
     if isinstance(error, errors.ModelNotServed):
         field = "model"
+    if isinstance(error, errors.AdapterNotLoaded):
+        field = "adapter"
     param = None if field is None else str(field)
     return error_object(
         message=error.message, kind=row.kind, code=row.code or error.code, param=param

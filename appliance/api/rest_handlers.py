@@ -17,9 +17,11 @@ from msgspec.structs import replace
 
 from appliance.api.generate import Service
 from appliance.api.infill_json import InfillChunks, infill_answer, read_infill
+from appliance.api.naming import meant
 from appliance.api.openai import Asked, read_chat, read_completion, read_embeddings
 from appliance.api.openai_answers import (
     Head,
+    adapter_object,
     chat_completion,
     embedding_list,
     encode,
@@ -44,7 +46,7 @@ from appliance.domain import (
     Progress,
     RequestId,
 )
-from appliance.errors import ApplianceError, ClientTooSlow, InvalidRequest
+from appliance.errors import ApplianceError, ClientTooSlow, InvalidRequest, ModelNotServed
 from appliance.observe.metrics import CONTENT_TYPE
 
 _IGNORED = "x-appliance-ignored"
@@ -294,10 +296,17 @@ class Handlers:
         return json_response(model_list(self._service.models(self._client(request))))
 
     async def model(self, request: web.Request) -> web.StreamResponse:
-        """GET /v1/models/{id}."""
+        """GET /v1/models/{id}, of a model or an adapter."""
         name = request.match_info["name"]
-        status = self._service.model(self._client(request), name)
-        return json_response(model_object(status, name))
+        client = self._client(request)
+        model, adapter = meant(name, "", self._service.models(client))
+        status = self._service.model(client, model)
+        if not adapter:
+            return json_response(model_object(status, name))
+        for found in status.adapters:
+            if found.adapter.name == adapter:
+                return json_response(adapter_object(found, name))
+        raise ModelNotServed(model=name)
 
     async def healthz(self, _request: web.Request) -> web.StreamResponse:
         """GET /healthz: this process answers."""

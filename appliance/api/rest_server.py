@@ -16,9 +16,11 @@ from collections.abc import Callable
 from aiohttp import web
 
 from appliance import logs
+from appliance.api.adapters import AdapterService
 from appliance.api.generate import Service
 from appliance.api.listen import loopback_address, shown
 from appliance.api.openai_answers import encode
+from appliance.api.rest_adapters import AdapterHandlers
 from appliance.api.rest_errors import bug_body, http_refusal
 from appliance.api.rest_guard import Guard
 from appliance.api.rest_handlers import Handlers
@@ -38,15 +40,22 @@ class RestServer:
     """The listener. `start` once, `stop` once."""
 
     def __init__(
-        self, service: Service, streams: Streams, settings: Rest, *, utc_ms: Callable[[], int]
+        self,
+        service: Service,
+        streams: Streams,
+        adapters: AdapterService,
+        settings: Rest,
+        *,
+        utc_ms: Callable[[], int],
     ) -> None:
-        """Answer from `service`. `utc_ms` dates the answers."""
+        """Answer from `service` and `adapters`. `utc_ms` dates the answers."""
         self._settings = settings
         guard = Guard(settings)
         app = web.Application(
             middlewares=[guard.middleware], client_max_size=settings.body_bytes_max
         )
         app.add_routes(Handlers(service, streams, guard, settings, utc_ms).routes())
+        app.add_routes(AdapterHandlers(service, adapters, guard).routes())
         self._runner = web.AppRunner(app, handler_cancellation=True)
         self._listener: asyncio.Server | None = None
         self.tcp_address = ""

@@ -109,6 +109,22 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}@{self.version}"
 
 
+class LoadedAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """One LoRA adapter of a version, as `ModelService` tells it."""
+
+    name: str
+    model: str
+    digest: str
+    origin: str
+    scale: float
+    rank: int
+    size_bytes: int
+    state: str
+    reason: str
+    requests_count: int
+    load_ms: float
+
+
 class CallFailed(CommandFailed):
     """A call was refused or broke; `code` is the appliance's own, or the status's name."""
 
@@ -190,6 +206,38 @@ class Client:
             answer = await self._models.List(model_pb2.ListRequest(), timeout=CALL_TIMEOUT_S)
         return tuple(_served(model) for model in answer.models)
 
+    async def load_adapter(self, model: str, name: str, path: str, scale: float) -> LoadedAdapter:
+        """Have the daemon load a file of its machine as an adapter; blocks until that is done.
+
+        Raises:
+            CallFailed: it was refused, or the connection broke.
+        """
+        request = model_pb2.LoadAdapterRequest(model=model, name=name, path=path, scale=scale)
+        with self._failures():
+            answer = await self._models.LoadAdapter(request)
+        return _adapter(answer.adapter)
+
+    async def unload_adapter(self, model: str, name: str) -> None:
+        """Have the daemon unload an adapter; blocks until no request names it any more.
+
+        Raises:
+            CallFailed: it was refused, or the connection broke.
+        """
+        request = model_pb2.UnloadAdapterRequest(model=model, name=name)
+        with self._failures():
+            await self._models.UnloadAdapter(request)
+
+    async def adapters(self, model: str) -> tuple[LoadedAdapter, ...]:
+        """List the adapters of one model, or of all.
+
+        Raises:
+            CallFailed: nobody answers within CALL_TIMEOUT_S, or it was refused.
+        """
+        request = model_pb2.ListAdaptersRequest(model=model)
+        with self._failures():
+            answer = await self._models.ListAdapters(request, timeout=CALL_TIMEOUT_S)
+        return tuple(_adapter(one) for one in answer.adapters)
+
     @contextmanager
     def _failures(self) -> Iterator[None]:
         try:
@@ -224,6 +272,7 @@ def _generate_input(request: domain.GenerateRequest) -> pb.GenerateInput:
         stop=_stop(request.stop),
         output=_output(request.output),
         constraint=_constraint(request.constraint),
+        adapter=request.adapter,
         priority=_PRIORITIES.get(request.priority),
         cache_salt=request.cache_salt,
     )
@@ -252,6 +301,7 @@ def _chat_input(request: domain.GenerateRequest, prompt: domain.ChatPrompt) -> p
         stop=_stop(request.stop),
         output=_output(request.output),
         constraint=_constraint(request.constraint),
+        adapter=request.adapter,
         priority=_PRIORITIES.get(request.priority),
         cache_salt=request.cache_salt,
     )
@@ -377,3 +427,11 @@ def _served(model: model_pb2.Model) -> ServedModel:
         facts=facts,
         **plain,
     )
+
+
+def _adapter(adapter: model_pb2.Adapter) -> LoadedAdapter:
+    plain = {
+        name: getattr(adapter, name) for name in LoadedAdapter.__struct_fields__ if name != "state"
+    }
+    state = model_pb2.AdapterState.Name(adapter.state).removeprefix("ADAPTER_STATE_").lower()
+    return LoadedAdapter(state=state, **plain)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from appliance.errors import (
     AccessError,
+    AdapterUnloadable,
     ApplianceError,
     BodyTooLarge,
     ConfigError,
@@ -32,6 +33,7 @@ INTERRUPTED = 130
 _BY_CLASS: tuple[tuple[type[ApplianceError], int], ...] = (
     (ConfigError, CONFIG),
     (ModelUnloadable, CONFIG),
+    (AdapterUnloadable, CONFIG),
     (StoreError, CONFIG),
     (AccessError, NOT_ALLOWED),
     (ContextTooLong, DATA),

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "chat": ("talk", "chat", "Talk to a model."),
     "generate": ("talk", "generate", "Continue a text."),
     "embed": ("embed", "embed", "Turn texts into vectors."),
+    "adapter": ("adapter", "adapter", "Load, unload and list LoRA adapters."),
     "status": ("status", "status", "Show what is served."),
     "key": ("key", "key", "Make API keys for applications."),
     "config": ("config_check", "config", "Check the configuration."),

@@ -75,6 +75,7 @@ def generation_options(command: Command) -> Command:
             type=click.Choice([priority.value for priority in domain.Priority]),
             help="How urgent it is beside other requests; default normal.",
         ),
+        click.option("--adapter", default="", help="A LoRA adapter that is loaded for the model."),
         click.option("--stats", is_flag=True, help="Show speed and time to the first token."),
         click.option(
             "--model", "-m", default="", help="Name or name@version, if several are served."
@@ -88,6 +89,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What the options of one command say about every answer."""
 
     model: str
+    adapter: str
     stats: bool
     sampling: domain.SamplingOptions
     stop: domain.StopOptions
@@ -101,6 +103,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return domain.GenerateRequest(
             request_id=domain.RequestId(""),
             model=self.model,
+            adapter=self.adapter,
             prompt=prompt,
             sampling=self.sampling,
             stop=self.stop,
@@ -119,6 +122,7 @@ def generation_of(options: dict[str, Any]) -> Generation:
     given = {name: options[name] for name, _, _ in _SAMPLING if options[name] is not None}
     return Generation(
         model=options["model"],
+        adapter=options["adapter"],
         stats=options["stats"],
         sampling=domain.SamplingOptions(**given),
         stop=domain.StopOptions(

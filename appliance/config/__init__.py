@@ -1,5 +1,6 @@
 """Read the configuration once into one frozen tree, and refuse what is wrong in it."""
 
+from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
 from appliance.config.faces import Grpc, Rest
 from appliance.config.load import (
@@ -28,6 +29,7 @@ __all__ = [
     "REPEATED",
     "SECTIONS",
     "Access",
+    "Adapter",
     "Client",
     "Config",
     "Engine",

@@ -74,16 +74,22 @@ def parse_override(text: str) -> tuple[str, object]:
 def effective(config: Config) -> str:
     """Write every value in use as TOML that `load` reads back to an equal tree."""
     lines: list[str] = []
-    for name in SECTIONS:
+    for name in Config.__struct_fields__:
         rows = getattr(config, name) if name in REPEATED else (getattr(config, name),)
         lines += [section_text(name, row) for row in rows]
     return "\n".join(lines)
 
 
 def section_text(name: str, section: Section) -> str:
-    """Write one table as TOML."""
+    """Write one table as TOML, and the tables that stand in it."""
     heading = f"[[{name}]]" if name in REPEATED else f"[{name}]"
-    return "\n".join([heading, *_assignments(section), ""])
+    inside = [
+        section_text(f"{name}.{field}", row)
+        for field in section.__struct_fields__
+        if f"{name}.{field}" in REPEATED
+        for row in getattr(section, field)
+    ]
+    return "\n".join([heading, *_assignments(name, section), "", *inside])
 
 
 def toml_value(value: object) -> str:
@@ -97,8 +103,10 @@ def toml_value(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _assignments(section: Section) -> Iterator[str]:
+def _assignments(name: str, section: Section) -> Iterator[str]:
     for field in section.__struct_fields__:
+        if f"{name}.{field}" in REPEATED:
+            continue
         yield f"{field} = {toml_value(getattr(section, field))}"
 
 
@@ -131,14 +139,19 @@ def _override(tree: dict[str, Any], key: str, value: object) -> None:
 
 def _refuse_unknown(tree: dict[str, Any]) -> None:
     for name, table in tree.items():
-        if name not in SECTIONS:
+        if name not in Config.__struct_fields__:
             raise ConfigError(key=name, reason=_unknown(name, ""))
-        rows = table if isinstance(table, list) else [table]
-        for row in rows:
-            known = SECTIONS[name].__struct_fields__
-            for field in row if isinstance(row, dict) else ():
-                if field not in known:
-                    raise ConfigError(key=f"{name}.{field}", reason=_unknown(field, name))
+        _refuse_unknown_in(name, table)
+
+
+def _refuse_unknown_in(name: str, table: object) -> None:
+    for row in table if isinstance(table, list) else [table]:
+        known = SECTIONS[name].__struct_fields__
+        for field, value in row.items() if isinstance(row, dict) else ():
+            if field not in known:
+                raise ConfigError(key=f"{name}.{field}", reason=_unknown(field, name))
+            if f"{name}.{field}" in SECTIONS:
+                _refuse_unknown_in(f"{name}.{field}", value)
 
 
 def _unknown(word: str, section: str) -> str:
@@ -179,6 +192,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     yield from _engine_contradictions(config.engine)
     for model in config.models:
         yield from _model_contradictions(model, config.engine)
+    yield from _adapter_contradictions(config)
     limits, context = config.limits, config.engine.context_tokens
     for model in config.models:
         context = max(context, model.context_tokens)
@@ -228,6 +242,24 @@ def _engine_contradictions(engine: Engine) -> Iterator[tuple[str, str]]:
                 yield f"engine.{low}", f"is above engine.cells_total ({engine.cells_total})"
     if engine.flash_attention == "off" and engine.cache_type_v.startswith("q"):
         yield "engine.cache_type_v", _NEEDS_FLASH.format(engine.cache_type_v)
+
+
+def _adapter_contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    limit = config.limits.adapters
+    for model in config.models:
+        if len(model.adapters) > limit:
+            yield (
+                "models.adapters",
+                f"has {len(model.adapters)} entries; limits.adapters is {limit}",
+            )
+        if model.adapters and model.embedding:
+            yield "models.adapters", "are for generating models"
+        names = [adapter.name for adapter in model.adapters]
+        for name in names:
+            if names.count(name) > 1:
+                yield "models.adapters.name", f"'{name}' is given to {names.count(name)} files"
+            if name in (other.name for other in config.models):
+                yield "models.adapters.name", f"'{name}' is the name of a model"
 
 
 def _model_contradictions(model: Model, engine: Engine) -> Iterator[tuple[str, str]]:

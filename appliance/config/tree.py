@@ -15,6 +15,7 @@ from typing import Annotated, Literal, TypeAlias, get_type_hints
 
 from msgspec import Meta
 
+from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
 from appliance.config.faces import Grpc, Rest
 from appliance.config.scheduling import Scheduling
@@ -38,6 +39,15 @@ class Server(Section):
     runtime_dir: Annotated[
         str, Meta(min_length=1, description="Directory of what a boot may clear: the socket.")
     ] = "/run/appliance"
+    adapter_dir: Annotated[
+        str,
+        Meta(
+            description=(
+                "Directory whose LoRA adapters clients on TCP may load and unload by file name; "
+                "empty: only the operator may, over the Unix socket."
+            ),
+        ),
+    ] = ""
     drain_s: Annotated[
         float,
         Meta(
@@ -86,6 +96,10 @@ class Model(Section):
     pinned_texts: Annotated[
         tuple[str, ...],
         Meta(max_length=16, description="Beginnings of text prompts, kept likewise."),
+    ] = ()
+    adapters: Annotated[
+        tuple[Adapter, ...],
+        Meta(max_length=64, description="LoRA adapters to load with it; see models.adapters."),
     ] = ()
     embedding: Annotated[
         bool,
@@ -286,6 +300,15 @@ class Limits(Section):
     prompt_bytes: Annotated[
         int, Meta(ge=1024, le=_GIB, description="Largest prompt as text, in bytes.")
     ] = 8 * 1024 * 1024
+    adapters: Annotated[
+        int, Meta(ge=0, le=64, description="LoRA adapters loaded for one model at a time.")
+    ] = 16
+    adapter_bytes: Annotated[
+        int, Meta(ge=1024, le=64 * _GIB, description="Largest file of an adapter, in bytes.")
+    ] = _GIB
+    adapter_rank: Annotated[int, Meta(ge=1, le=4096, description="Highest rank of an adapter.")] = (
+        256
+    )
     embed_inputs: Annotated[
         int, Meta(ge=1, le=65_536, description="Inputs of one embedding request.")
     ] = 2048
@@ -413,8 +436,9 @@ SECTIONS: dict[str, type[Section]] = {
     "access": Access,
     "clients": Client,
     "models": Model,
+    "models.adapters": Adapter,
 }
-REPEATED = ("clients", "models")  # tables that stand once for each entry
+REPEATED = ("clients", "models", "models.adapters")  # tables that stand once for each entry
 
 
 def describe(section: type[Section], field: str) -> Meta:

@@ -56,6 +56,9 @@ from appliance.domain.asked import (
     Trigger,
 )
 from appliance.domain.served import (
+    AdapterState,
+    AdapterStatus,
+    AdapterVersion,
     CacheLayout,
     Client,
     ClientKind,
@@ -90,6 +93,9 @@ __all__ = [
     "TEMPERATURE_MAX",
     "TOP_LOGPROBS_MAX",
     "Accepted",
+    "AdapterState",
+    "AdapterStatus",
+    "AdapterVersion",
     "CacheLayout",
     "ChatPrompt",
     "ChoiceEnd",

@@ -89,6 +89,52 @@ class ModelKind(enum.Enum):
     RERANK = "rerank"
 
 
+class AdapterVersion(Value):
+    """One LoRA adapter of one version, `model` (model@version), signed like a version.
+
+    Its scale is part of the statement, for it is part of what the adapter does to an answer.
+    """
+
+    model: str
+    name: str
+    digest: Digest
+    blob_bytes: int
+    scale: float
+    origin: Origin
+    key_id: str
+    signature: str
+
+    @property
+    def key(self) -> str:
+        """Name it so that what was computed with another file or scale is never taken for it."""
+        return f"{self.name}@{self.digest}*{self.scale!r}"
+
+
+class AdapterState(enum.Enum):
+    """Whether requests may name a loaded adapter now."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class AdapterStatus(Value):
+    """One adapter of a version. load_ms: how long loading it kept the model's streams waiting.
+
+    is_shelved: its file lies in server.adapter_dir, so that applications may unload it.
+    """
+
+    adapter: AdapterVersion
+    state: AdapterState
+    rank: int
+    created_utc_ms: int
+    is_shelved: bool
+    load_ms: float = 0.0
+    requests_count: int = 0
+    reason: str = ""
+
+
 class VersionState(enum.Enum):
     """Whether a loaded version answers now."""
 
@@ -157,6 +203,7 @@ class ModelStatus(Value):
     worker_restarts: int = 0
     kv_cells_used: int = 0
     kv_cells_total: int = 0
+    adapters: tuple[AdapterStatus, ...] = ()
 
 
 # --- judgement ----------------------------------------------------------------------------------

@@ -182,6 +182,15 @@ FAMILIES: tuple[Family, ...] = (
         "bound",
     ),
     _counter(
+        "appliance_adapter_changes_total",
+        "changes",
+        "LoRA adapters that were to be loaded or unloaded, by verb; outcome is ok, the code, or "
+        "left if the client did not wait.",
+        "model",
+        "verb",
+        "outcome",
+    ),
+    _counter(
         "appliance_metric_samples_refused_total",
         "samples",
         "Samples left out because their metric already has as many series as are allowed.",

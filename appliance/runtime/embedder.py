@@ -106,6 +106,13 @@ class EmbeddingEngine:
         """Forget a ticket, before the next step; one that has ended already is not an error."""
         self._jobs = deque(job for job in self._jobs if job.frame.ticket != ticket)
 
+    def load_adapter(self, frame: wire.LoadAdapter) -> wire.AdapterFailed:
+        """Refuse an adapter: only generating models have any."""
+        return wire.AdapterFailed(key=frame.key, reason="a model that embeds takes no adapters")
+
+    def unload_adapter(self, key: str) -> None:
+        """Do nothing: there is none."""
+
     def step(self) -> tuple[wire.Frame, ...]:
         """Evaluate as many waiting inputs as fit; blocks until done.
 

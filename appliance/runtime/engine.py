@@ -27,6 +27,7 @@ from appliance.runtime.cost import StepShape
 from appliance.runtime.generation import Drawn, Generation
 from appliance.runtime.jobs import Choice, Job, Plan, Span
 from appliance.runtime.llama import Context, DecodeCode
+from appliance.runtime.loaded_adapters import LoadedAdapters
 from appliance.runtime.moves import Mover
 from appliance.runtime.scheduler import Scheduler
 from appliance.runtime.submission import Submission
@@ -59,6 +60,14 @@ class Engine(Protocol):
         """Forget a ticket, before the next step."""
         ...
 
+    def load_adapter(self, frame: wire.LoadAdapter) -> wire.AdapterLoaded | wire.AdapterFailed:
+        """Load a LoRA adapter, between two steps, or say why not."""
+        ...
+
+    def unload_adapter(self, key: str) -> None:
+        """Free an adapter that no ticket names any more."""
+        ...
+
     def step(self) -> tuple[wire.Frame, ...]:
         """Run one step, or none if idle; the last frame is its Step."""
         ...
@@ -73,6 +82,7 @@ class GeneratingEngine:
         context: Context,
         scheduler: Scheduler,
         submission: Submission,
+        adapters: LoadedAdapters,
         clock: Callable[[], float],
         stall_factor: float,
     ) -> None:
@@ -80,6 +90,7 @@ class GeneratingEngine:
         self._context = context
         self._scheduler = scheduler
         self._submission = submission
+        self._adapters = adapters
         self._mover = Mover(context)
         self._clock = clock
         self._stall_factor = stall_factor
@@ -113,6 +124,7 @@ class GeneratingEngine:
             return
         assert frame.ticket not in self._generations, f"ticket {frame.ticket} was used twice"
         try:
+            self._adapters.check(frame.adapter)
             self._generations[frame.ticket] = self._submission.open(frame)
         except ApplianceError as error:
             self._fail(frame.ticket, error)
@@ -125,6 +137,14 @@ class GeneratingEngine:
         """Forget a ticket, before the next step; one that has ended already is not an error."""
         self._scheduler.remove(ticket)
         self._close(ticket)
+
+    def load_adapter(self, frame: wire.LoadAdapter) -> wire.AdapterLoaded | wire.AdapterFailed:
+        """Load a LoRA adapter, or say why not; blocks for its bytes."""
+        return self._adapters.load(frame)
+
+    def unload_adapter(self, key: str) -> None:
+        """Free an adapter that no ticket names any more."""
+        self._adapters.unload(key)
 
     # --- a step ----------------------------------------------------------------------------------
 
@@ -152,6 +172,7 @@ class GeneratingEngine:
         return (self._report(plan, self._clock() - began_ms),)
 
     def _evaluate(self, plan: Plan) -> DecodeCode:
+        self._adapters.use(plan.adapter)
         code = self._decode(plan.spans, plan.shape.decode)
         self._aborts = self._aborts + 1 if code is DecodeCode.ABORTED else 0
         if code is DecodeCode.FATAL or self._aborts >= _ABORTS_MAX:

@@ -33,6 +33,7 @@ from appliance.runtime.llama import (
     Model,
     supports_gpu,
 )
+from appliance.runtime.loaded_adapters import LoadedAdapters
 from appliance.runtime.scheduler import Scheduler
 from appliance.runtime.submission import Submission
 from appliance.runtime.warm_up import warm_up
@@ -112,6 +113,7 @@ def _generating_engine(
         context=context,
         scheduler=Scheduler(limits, cost),
         submission=Submission(vocabulary, ConstraintCompiler(tokenizer, vocabulary.spelt)),
+        adapters=LoadedAdapters(model, context, clock),
         clock=clock,
         stall_factor=options.stall_factor,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Engine, Limits, Model, Scheduling
 from appliance.domain import (
+    AdapterStatus,
     ChatPrompt,
     Constraint,
     EmbedResult,
@@ -35,6 +36,7 @@ from appliance.domain import (
 )
 from appliance.errors import Draining, InvalidRequest, ModelNotServed, ModelUnloadable
 from appliance.runtime import gguf, wire
+from appliance.runtime.adapters import AdapterFile
 from appliance.runtime.devices import cores_available, divide_threads
 from appliance.runtime.served import Observer, Served
 from appliance.runtime.text_process import TextProcess
@@ -273,11 +275,46 @@ class Router:
         """Give a generation its ticket, or refuse it now; does not block.
 
         Raises:
-            Draining, ModelNotServed, ModelNotReady, ContextTooLong, InvalidRequest, QueueFull.
+            Draining, ModelNotServed, ModelNotReady, AdapterNotLoaded: the model or adapter is not
+                there.
+            ContextTooLong, InvalidRequest, QueueFull: it does not fit.
         """
         if self._draining:
             raise Draining
         return self._get(version).admit(job)
+
+    # --- adapters ---
+
+    def adapting(self, version: ModelVersion) -> Path:
+        """Find the file of a version that may be given adapters now.
+
+        Raises:
+            Draining, ModelNotServed, ModelNotReady: as `prepare`.
+            InvalidRequest: it generates no text.
+        """
+        self._answering(version)
+        served = self._get(version)
+        if served.kind is not ModelKind.GENERATE:
+            raise InvalidRequest(field="model", reason="generates no text, so it takes no adapters")
+        return served.path
+
+    async def load_adapter(
+        self, version: ModelVersion, file: AdapterFile, *, is_shelved: bool
+    ) -> AdapterStatus:
+        """Load a checked and signed adapter; return when requests may name it.
+
+        Raises as `adapting` and `Adapters.load`.
+        """
+        self.adapting(version)
+        name = file.version.name
+        if any(name == served.version.model for served in self._served.values()):
+            raise InvalidRequest(field="name", reason=f"'{name}' is the name of a model")
+        adapters = self._get(version).adapters
+        return await adapters.load(file, is_shelved=is_shelved, utc_ms=utc_ms())
+
+    async def unload_adapter(self, version: ModelVersion, name: str) -> None:
+        """Let an adapter go, when no request names it. Raises as `Adapters.unload`."""
+        await self._get(version).adapters.unload(name)
 
     async def embed(self, version: ModelVersion, job: EmbedJob) -> EmbedResult:
         """Embed token lists; cancelling cancels the ticket.

@@ -19,12 +19,16 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from appliance.config import Engine, Limits
 from appliance.domain import ModelFacts, ModelStatus, ModelVersion, Role, VersionState
 from appliance.errors import ApplianceError, ModelNotReady, ModelUnloadable
 from appliance.runtime import wire
+from appliance.runtime.adapters import Adapters
 from appliance.runtime.process import CANNOT_START, Child
 from appliance.runtime.ticket_book import TicketBook
 from appliance.runtime.tickets import EmbedJob, EmbedTicket, Job, Ticket
@@ -71,6 +75,12 @@ class Served:
         self.has_vocabulary = False  # told by the router, once prompts can be prepared
         self.settled = asyncio.Event()  # READY or FAILED for the first time
         self.book = TicketBook(version.label, engine, limits, ticket_ids=ticket_ids, clock=clock)
+        self.adapters = Adapters(
+            version.label,
+            limits.adapters,
+            count_of=self.book.count_adapter,
+            fail=self.book.fail_adapter,
+        )
         self.failure: ApplianceError | None = None
         self._options = options
         self._engine = engine
@@ -106,16 +116,25 @@ class Served:
             worker_restarts=self._restarts,
             kv_cells_used=gauges.cells_used if gauges else 0,
             kv_cells_total=gauges.cells_total if gauges else 0,
+            adapters=self.adapters.statuses(),
         )
+
+    @property
+    def path(self) -> Path:
+        """Name the file it is loaded from."""
+        return Path(self._options.path)
 
     def admit(self, job: Job) -> Ticket:
         """Give the job a ticket, or refuse it now; does not block.
 
         Raises:
             ModelNotReady: it has never been loaded, or has failed.
+            AdapterNotLoaded: the adapter it names takes no requests now.
             ContextTooLong, InvalidRequest, QueueFull: see `TicketBook.admit`.
         """
-        return self.book.admit(job, self.answering())
+        facts = self.answering()
+        key = self.adapters.key_of(job.adapter)
+        return self.book.admit(msgspec.structs.replace(job, adapter=key), facts)
 
     def admit_embed(self, job: EmbedJob) -> EmbedTicket:
         """Give an embedding job a ticket, or refuse it now; does not block. Raises as `admit`."""
@@ -145,6 +164,7 @@ class Served:
                 backoff_ms = self._engine.restart_backoff_ms * 2 ** (len(losses) - 1)
                 await self._wait_ms(min(backoff_ms, self._engine.restart_backoff_ms_max))
         finally:
+            self.adapters.fail_all("stopped")
             self.book.fail_all("stopped")
             self.settled.set()
 
@@ -164,7 +184,9 @@ class Served:
             finally:
                 self._is_answering = False
                 self.book.detach()
+                self.adapters.detach()
                 cause = await child.end()
+                self.adapters.judge(cause)
                 await asyncio.wait({stderr}, timeout=self._engine.stop_wait_s)
                 stderr.cancel()
         return cause
@@ -206,6 +228,7 @@ class Served:
             if child.killed:
                 return
             self.book.expire()
+            self.adapters.settle()
             self.book.submit_next()
 
     def _stall_limit_ms(self) -> float:
@@ -221,6 +244,8 @@ class Served:
             self.book.take_step(frame)
             self._observer.step(self.version.label, frame.gauges)
             child.send(wire.Ack(step=frame.step))
+        elif isinstance(frame, wire.AdapterLoaded | wire.AdapterFailed):
+            self._take_adapter(child, frame)
         elif isinstance(frame, wire.Embedded):
             self.book.finish_embed(frame)
         elif isinstance(frame, wire.TicketFailed):
@@ -243,8 +268,27 @@ class Served:
         self._loading_ratio = 1.0
         self._is_answering = True
         self._enter(VersionState.READY, "")
-        self.book.attach(child.send)
+        self.adapters.attach(child.send)
+        if not self.adapters.is_restoring:
+            self.book.attach(child.send)
         self.settled.set()
+
+    def _take_adapter(
+        self, child: Child[wire.FromWorker], frame: wire.AdapterLoaded | wire.AdapterFailed
+    ) -> None:
+        """Take news of an adapter; the last one that is restored lets requests in again."""
+        is_loaded = isinstance(frame, wire.AdapterLoaded)
+        self._observer.event(
+            "adapter_loaded" if is_loaded else "adapter_failed",
+            model=self.version.label,
+            adapter=frame.key,
+            blocked_ms=round(frame.blocked_ms, 1) if isinstance(frame, wire.AdapterLoaded) else 0.0,
+            reason="" if isinstance(frame, wire.AdapterLoaded) else frame.reason,
+        )
+        was_restoring = self.adapters.is_restoring
+        self.adapters.take(frame)
+        if was_restoring and not self.adapters.is_restoring:
+            self.book.attach(child.send)
 
     def _give_up(self, cause: str) -> None:
         if self.failure is None:
@@ -253,6 +297,7 @@ class Served:
             self.failure = ModelUnloadable(path=self._options.path, reason=reason)
         loading = self.state is VersionState.LOADING  # then whoever asked tells the whole reason
         self._enter(VersionState.FAILED, cause if loading else str(self.failure))
+        self.adapters.fail_all(cause)
         self.book.fail_all(cause)
 
     async def _wait_ms(self, duration_ms: float) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from appliance.config import Engine, Limits
 from appliance.domain import ModelFacts, Priority
 from appliance.errors import (
+    ApplianceError,
     ContextTooLong,
     DeadlineExceeded,
     DecodeFailed,
@@ -69,6 +70,10 @@ class TicketBook:
     def running(self) -> int:
         """Count the tickets that have started."""
         return len(self._tickets) - self.waiting
+
+    def count_adapter(self, key: str) -> int:
+        """Count the tickets that name this adapter."""
+        return len(self._naming(key))
 
     def retry_after_s(self) -> float:
         """Guess when it is worth asking again."""
@@ -204,6 +209,11 @@ class TicketBook:
             elif judgement is Judgement.EXHAUSTED:
                 ticket.fail(WorkerLost(cause=cause, tokens_sent=ticket.tokens_sent))
 
+    def fail_adapter(self, key: str, error: ApplianceError) -> None:
+        """End every ticket that names an adapter which can't be had any more."""
+        for ticket in self._naming(key):
+            ticket.fail(error)
+
     def fail_all(self, cause: str) -> None:
         """End every ticket as lost with its worker."""
         for ticket in tuple(self._tickets.values()):
@@ -217,6 +227,13 @@ class TicketBook:
             if ticket.deadline_ms is not None and now_ms > ticket.deadline_ms + grace_ms:
                 phase = "generation" if ticket.started else "queue"
                 ticket.fail(DeadlineExceeded(phase=phase))
+
+    def _naming(self, key: str) -> tuple[Ticket, ...]:
+        return tuple(
+            ticket
+            for ticket in self._tickets.values()
+            if isinstance(ticket, Ticket) and ticket.job.adapter == key
+        )
 
     def _check_queue(
         self,

@@ -159,6 +159,10 @@ class _Loop:
             self._engine.submit(frame)
         elif isinstance(frame, wire.Cancel):
             self._engine.cancel(frame.ticket)
+        elif isinstance(frame, wire.LoadAdapter):
+            self._link.send(self._engine.load_adapter(frame))
+        elif isinstance(frame, wire.UnloadAdapter):
+            self._engine.unload_adapter(frame.key)
         elif isinstance(frame, wire.Ack):
             self._acked = max(self._acked, frame.step)
         return frame is not None

@@ -14,9 +14,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+from appliance import local_versions
 from appliance.access import audit as audits
 from appliance.access.audit import Audit
+from appliance.access.identity import Identity
 from appliance.access.keys import Keyring
+from appliance.api.adapters import AdapterService
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
@@ -25,6 +28,7 @@ from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Access, Client, Engine, Grpc, Limits, Model, Rest
 from appliance.config import Store as StoreSettings
 from appliance.domain import Digest, ModelStatus, ModelVersion, Origin
+from appliance.local_versions import LocalVersions
 from appliance.observe.metrics import Metrics
 from appliance.runtime.router import Router
 from appliance.store import Store
@@ -54,7 +58,7 @@ def demo_version(model: str = "demo", index: int = 0) -> ModelVersion:
 class Stack:
     """Router, use case and both faces. `start` and `stop` from the test's thread."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each part that tests vary
         self,
         runtime_dir: Path,
         *,
@@ -65,8 +69,10 @@ class Stack:
         access: Access | None = None,
         clients: tuple[Client, ...] = (),
         models: tuple[Model, ...] = (Model(path=str(DEMO), name="demo"),),
+        adapter_dir: str = "",
     ) -> None:
         """Describe; nothing runs yet."""
+        self._adapter_dir = adapter_dir
         self._models = models
         self._keyring = Keyring(access or Access(), clients)
         self.rest_settings = rest or Rest(tcp="127.0.0.1:0")
@@ -83,6 +89,7 @@ class Stack:
         self.router: Router
         self.service: Service
         self.streams: Streams
+        self.adapters: AdapterService
         self.metrics: Metrics
         self.grpc_target = ""
         self.grpc_tcp = ""
@@ -173,8 +180,15 @@ class Stack:
             clock=monotonic_ms,
         )
         self.streams = Streams(self._limits, self.metrics)
+        state = Store(self._runtime_dir / "state.db", local_versions.MIGRATIONS, StoreSettings())
+        identity = Identity.open(self._runtime_dir)
+        signer = LocalVersions(state, identity, self._limits, store_wait_s=STOP_TIMEOUT_S)
+        self.adapters = AdapterService(
+            self.router, signer, self._audit, self.metrics, self._adapter_dir
+        )
         async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
             stack.callback(store.close, STOP_TIMEOUT_S)
+            stack.callback(state.close, STOP_TIMEOUT_S)
             group.create_task(self.router.run())
             group.create_task(self.streams.run())
             stack.callback(self.streams.close)
@@ -187,11 +201,9 @@ class Stack:
             await self._stop.wait()
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        service, streams = self.service, self.streams
-        grpc = GrpcServer(
-            service, streams, self.grpc_settings, self._runtime_dir, clock=monotonic_ms
-        )
-        rest = RestServer(service, streams, self.rest_settings, utc_ms=utc_ms)
+        parts = (self.service, self.streams, self.adapters)
+        grpc = GrpcServer(*parts, self.grpc_settings, self._runtime_dir, clock=monotonic_ms)
+        rest = RestServer(*parts, self.rest_settings, utc_ms=utc_ms)
         await grpc.start()
         stack.push_async_callback(grpc.stop, 1.0)
         await rest.start()

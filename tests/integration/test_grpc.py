@@ -383,7 +383,9 @@ def test_the_socket_is_for_its_owner_and_group(stack: Stack) -> None:
 
 @pytest.mark.parametrize("tcp", ["0.0.0.0:9000", "192.168.1.1:9000", "example.org:1", "127.0.0.1"])
 def test_tcp_beyond_loopback_is_refused(stack: Stack, tmp_path: Path, tcp: str) -> None:
-    server = GrpcServer(stack.service, stack.streams, Grpc(tcp=tcp), tmp_path, clock=monotonic_ms)
+    server = GrpcServer(
+        stack.service, stack.streams, stack.adapters, Grpc(tcp=tcp), tmp_path, clock=monotonic_ms
+    )
 
     async def start() -> None:
         try:
@@ -398,6 +400,8 @@ def test_tcp_beyond_loopback_is_refused(stack: Stack, tmp_path: Path, tcp: str) 
 
 def test_a_socket_somebody_answers_on_is_not_taken(stack: Stack) -> None:
     runtime_dir = Path(stack.grpc_target.removeprefix("unix:")).parent
-    server = GrpcServer(stack.service, stack.streams, Grpc(), runtime_dir, clock=monotonic_ms)
+    server = GrpcServer(
+        stack.service, stack.streams, stack.adapters, Grpc(), runtime_dir, clock=monotonic_ms
+    )
     with pytest.raises(ConfigError, match="another process answers"):
         asyncio.run(server.start())

@@ -30,6 +30,7 @@ from appliance.domain import (
     TokenLogprob,
 )
 from appliance.runtime import wire
+from appliance.runtime.adapters import file_key
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
 WAIT_S = 120.0
@@ -110,6 +111,7 @@ class Worker(Child):
         self.steps: list[wire.Step] = []
         self.loading: list[float] = []
         self.embedded: dict[int, wire.Embedded | wire.Failure] = {}
+        self.adapters: dict[str, wire.AdapterLoaded | wire.AdapterFailed] = {}
         self._next_ticket = 0
         self._count: dict[int, int] = {}
         defaults: dict[str, Any] = {
@@ -162,8 +164,20 @@ class Worker(Child):
         self.send(frame)
         return self._next_ticket
 
+    def load_adapter(self, key: str, path: Path, *, scale: float = 1.0) -> None:
+        """Ask for an adapter; what comes of it is in `adapters` after a while."""
+        self.send(
+            wire.LoadAdapter(key=key, path=str(path), scale=scale, file_key=file_key(path.stat()))
+        )
+
+    def adapter(self, key: str) -> wire.AdapterLoaded | wire.AdapterFailed:
+        """Wait for what became of an adapter."""
+        while key not in self.adapters:
+            self.step()
+        return self.adapters.pop(key)
+
     def step(self) -> wire.Step:
-        """Wait for the next Step; keep embeddings that come before it."""
+        """Wait for the next Step; keep embeddings and adapters that come before it."""
         while True:
             frame = self.receive()
             if isinstance(frame, wire.Step):
@@ -173,6 +187,8 @@ class Worker(Child):
                 return frame
             if isinstance(frame, wire.Embedded):
                 self.embedded[frame.ticket] = frame
+            elif isinstance(frame, wire.AdapterLoaded | wire.AdapterFailed):
+                self.adapters[frame.key] = frame
             else:
                 assert isinstance(frame, wire.TicketFailed)
                 self.embedded[frame.failure.ticket] = frame.failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -13,6 +13,7 @@ from appliance.config import (
     REPEATED,
     SECTIONS,
     Access,
+    Adapter,
     Client,
     Config,
     Engine,
@@ -70,7 +71,8 @@ def test_the_examples_in_the_shipped_file_are_valid(tmp_path: Path) -> None:
     shown = [line for line in lines[begin:] if " = " in line or line.startswith("# [[")]
     text = "\n".join(line.removeprefix("# ") for line in shown)
     config = load(written(tmp_path, text))
-    assert config.models == (Model(path="model.gguf"),)
+    adapters = (Adapter(name="an-adapter", path="adapter.gguf"),)
+    assert config.models == (Model(path="model.gguf", adapters=adapters),)
     assert config.clients == (Client(name="an-application", key_sha256="0" * 64),)
 
 
@@ -116,7 +118,11 @@ def test_effective_values_read_back_to_the_same_tree(tmp_path: Path) -> None:
         limits=Limits(messages=7),
         access=Access(require_key=True),
         clients=(Client(name="a", key_sha256="1" * 64, weight=2.5, priority_max="batch"),),
-        models=(Model(path='a "b"\\\u4e2d\x7f.gguf', name="a"), Model(path="c", embedding=True)),
+        models=(
+            Model(path="d", adapters=(Adapter(name="b", path="b"), Adapter(name="c", path="c"))),
+            Model(path='a "b"\\\u4e2d\x7f.gguf', name="a"),
+            Model(path="c", embedding=True),
+        ),
     )
     assert load(written(tmp_path, effective(config))) == config
 
@@ -158,7 +164,7 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
     assert refused(models=[{"path": "a", "nam": "b"}]) == (
         "models.nam: is not a key; did you mean 'models.name'?"
     )
-    assert "known are server.drain_s, server.log_level" in refused(server__zzz=1)
+    assert "known are server.adapter_dir, server.drain_s" in refused(server__zzz=1)
 
 
 def test_a_wrong_type_names_key_and_value() -> None:
@@ -270,6 +276,35 @@ def test_values_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         load(None, overrides)
+    assert error.value.key == key
+
+
+def test_an_unknown_key_of_an_adapter_is_named_with_the_nearest_one() -> None:
+    models = [{"path": "x", "adapters": [{"name": "a", "path": "b", "scael": 2}]}]
+    with pytest.raises(ConfigError, match=r"models.adapters.scael.*'models.adapters.scale'"):
+        load(None, {"models": models})
+
+
+@pytest.mark.parametrize(
+    ("fields", "key", "reason"),
+    [
+        ({"adapters": [("a", "x"), ("a", "y")]}, "models.adapters.name", "given to 2 files"),
+        ({"adapters": [("m", "x")]}, "models.adapters.name", "'m' is the name of a model"),
+        ({"adapters": [("a", "x")], "embedding": True}, "models.adapters", "generating models"),
+        (
+            {"adapters": [(f"a{number}", "x") for number in range(17)]},
+            "models.adapters",
+            "has 17 entries; limits.adapters is 16",
+        ),
+    ],
+)
+def test_adapters_that_can_not_be_loaded_together_are_refused(
+    fields: dict[str, Any], key: str, reason: str
+) -> None:
+    adapters = [{"name": name, "path": path} for name, path in fields["adapters"]]
+    model = fields | {"name": "m", "path": "x", "adapters": adapters}
+    with pytest.raises(ConfigError, match=reason) as error:
+        load(None, {"models": [model]})
     assert error.value.key == key
 
 

@@ -12,13 +12,15 @@ import pytest
 
 from appliance import local_versions
 from appliance.access.identity import Identity
-from appliance.config import Model
+from appliance.config import Adapter, Limits, Model
 from appliance.config import Store as StoreSettings
 from appliance.domain import ModelVersion, Origin
-from appliance.errors import ModelUnloadable
+from appliance.errors import AdapterUnloadable, ModelUnloadable
 from appliance.local_versions import LocalVersions, Reading, embedded_models, hash_file
+from appliance.runtime.adapters import file_key
 from appliance.runtime.gguf import read_head
 from appliance.store import Store
+from tools.gguf_writer import write_lora
 
 DEMO = embedded_models() / "demo" / "demo-2.q8_0.gguf"
 
@@ -40,7 +42,7 @@ def register(
     store: Store, identity: Identity, path: Path, name: str = ""
 ) -> tuple[ModelVersion, Reading]:
     reading = Reading()
-    versions = LocalVersions(store, identity, store_wait_s=10)
+    versions = LocalVersions(store, identity, Limits(), store_wait_s=10)
     _, version = asyncio.run(versions.register(Model(path=str(path), name=name), reading))
     return version, reading
 
@@ -89,6 +91,43 @@ def test_without_a_database_a_version_is_signed_all_the_same(
     version, _ = register(store, identity, DEMO)
     assert identity.verify(version)
     store.close(10)
+
+
+def test_an_adapter_is_signed_for_its_model_and_kept(
+    store: Store, identity: Identity, tmp_path: Path
+) -> None:
+    path = tmp_path / "ada.gguf"
+    write_lora(path, DEMO)
+    model, _ = register(store, identity, DEMO)
+    versions = LocalVersions(store, identity, Limits(), store_wait_s=10)
+    settings = Adapter(name="ada", path=str(path), scale=0.5)
+    file = asyncio.run(versions.register_adapter(model, DEMO, settings))
+    signed = file.version
+    assert signed.digest == "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (signed.model, signed.name, signed.scale) == (model.label, "ada", 0.5)
+    assert (file.path, file.rank, signed.blob_bytes) == (str(path), 4, path.stat().st_size)
+    assert file.file_key == file_key(path.stat())
+    assert identity.verify(signed)
+    rows = store.read("SELECT model, name, digest, scale, signature FROM local_adapters")
+    assert rows == [(model.label, "ada", signed.digest, 0.5, signed.signature)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(adapter_rank=3), "its rank is 4; limits.adapter_rank allows 3"),
+        (Limits(adapter_bytes=1024), "limits.adapter_bytes allows 1024"),
+    ],
+)
+def test_an_adapter_over_a_bound_is_refused(
+    store: Store, identity: Identity, tmp_path: Path, limits: Limits, reason: str
+) -> None:
+    path = tmp_path / "ada.gguf"
+    write_lora(path, DEMO)
+    model, _ = register(store, identity, DEMO)
+    versions = LocalVersions(store, identity, limits, store_wait_s=10)
+    with pytest.raises(AdapterUnloadable, match=reason):
+        asyncio.run(versions.register_adapter(model, DEMO, Adapter(name="ada", path=str(path))))
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:

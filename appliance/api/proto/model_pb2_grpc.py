@@ -46,6 +46,21 @@ class ModelServiceStub:
                 request_serializer=appliance_dot_v1_dot_model__pb2.GetRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_model__pb2.GetResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/appliance.v1.ModelService/LoadAdapter',
+                request_serializer=appliance_dot_v1_dot_model__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/appliance.v1.ModelService/UnloadAdapter',
+                request_serializer=appliance_dot_v1_dot_model__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/appliance.v1.ModelService/ListAdapters',
+                request_serializer=appliance_dot_v1_dot_model__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_model__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -66,6 +81,30 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """Loads a LoRA adapter for a model; returns when requests may name it. Kept until the daemon
+        ends: one that is to come back belongs in the configuration. Over the Unix socket any file may
+        be named; over TCP only what lies in server.adapter_dir.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Unloads an adapter: it takes no new requests from now on; returns when those that name it have
+        ended, also if the call ends before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """Lists the adapters of one model, or of all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +117,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=appliance_dot_v1_dot_model__pb2.GetRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_model__pb2.GetResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=appliance_dot_v1_dot_model__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_model__pb2.ListAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +189,87 @@ class ModelService:
             '/appliance.v1.ModelService/Get',
             appliance_dot_v1_dot_model__pb2.GetRequest.SerializeToString,
             appliance_dot_v1_dot_model__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/LoadAdapter',
+            appliance_dot_v1_dot_model__pb2.LoadAdapterRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/UnloadAdapter',
+            appliance_dot_v1_dot_model__pb2.UnloadAdapterRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appliance.v1.ModelService/ListAdapters',
+            appliance_dot_v1_dot_model__pb2.ListAdaptersRequest.SerializeToString,
+            appliance_dot_v1_dot_model__pb2.ListAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,3 +7,6 @@ class ModelServiceStub:
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     List: grpc.aio.UnaryUnaryMultiCallable[model_pb2.ListRequest, model_pb2.ListResponse]
     Get: grpc.aio.UnaryUnaryMultiCallable[model_pb2.GetRequest, model_pb2.GetResponse]
+    LoadAdapter: grpc.aio.UnaryUnaryMultiCallable[model_pb2.LoadAdapterRequest, model_pb2.LoadAdapterResponse]
+    UnloadAdapter: grpc.aio.UnaryUnaryMultiCallable[model_pb2.UnloadAdapterRequest, model_pb2.UnloadAdapterResponse]
+    ListAdapters: grpc.aio.UnaryUnaryMultiCallable[model_pb2.ListAdaptersRequest, model_pb2.ListAdaptersResponse]

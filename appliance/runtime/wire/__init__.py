@@ -26,6 +26,8 @@ from appliance.runtime.wire.text import (
 )
 from appliance.runtime.wire.worker import (
     Ack,
+    AdapterFailed,
+    AdapterLoaded,
     Cancel,
     Embedded,
     EngineGauges,
@@ -33,6 +35,7 @@ from appliance.runtime.wire.worker import (
     Failure,
     FromWorker,
     Hello,
+    LoadAdapter,
     LoadFailed,
     Loading,
     News,
@@ -44,6 +47,7 @@ from appliance.runtime.wire.worker import (
     SubmitEmbed,
     TicketFailed,
     ToWorker,
+    UnloadAdapter,
 )
 
 AnyFrame: TypeAlias = ToWorker | FromWorker | ToText | FromText
@@ -52,6 +56,8 @@ __all__ = [
     "FRAME_BYTES_MAX",
     "PROTOCOL_VERSION",
     "Ack",
+    "AdapterFailed",
+    "AdapterLoaded",
     "AnyFrame",
     "Cancel",
     "CloseVocabulary",
@@ -66,6 +72,7 @@ __all__ = [
     "FromText",
     "FromWorker",
     "Hello",
+    "LoadAdapter",
     "LoadFailed",
     "Loading",
     "News",
@@ -83,6 +90,7 @@ __all__ = [
     "TicketFailed",
     "ToText",
     "ToWorker",
+    "UnloadAdapter",
     "WireFault",
     "encode",
 ]

@@ -85,7 +85,7 @@ class Submit(Frame, tag="submit"):
     accepted again by sampler, penalties, constraint and stop strings without being sent again.
     `ended` names the choices that were complete already. `client` is what fairness counts by, and
     `weight` its share beside other clients of the class; prompts share prefixes within one
-    `cache_key`; `adapter` names a loaded LoRA adapter, "" none. `is_pin`: its prefix
+    `cache_key`; `adapter` is the key of a loaded LoRA adapter, "" none. `is_pin`: its prefix
     stays, and is for everybody.
     """
 
@@ -123,13 +123,32 @@ class Cancel(Frame, tag="cancel"):
     ticket: int
 
 
+class LoadAdapter(Frame, tag="load_adapter"):
+    """Load a LoRA adapter, to be named by its key from now on; AdapterLoaded or AdapterFailed.
+
+    `file_key` is what the file was recognised by when it was checked and signed (its inode, size
+    and times): another file is refused.
+    """
+
+    key: str
+    path: str
+    scale: float
+    file_key: tuple[int, ...]
+
+
+class UnloadAdapter(Frame, tag="unload_adapter"):
+    """Free an adapter that no ticket names any more; nothing is answered."""
+
+    key: str
+
+
 class Ack(Frame, tag="ack"):
     """The daemon has handled every Step up to this number."""
 
     step: int
 
 
-ToWorker: TypeAlias = Start | Submit | SubmitEmbed | Cancel | Ack
+ToWorker: TypeAlias = Start | Submit | SubmitEmbed | Cancel | LoadAdapter | UnloadAdapter | Ack
 
 
 # --- worker → daemon ----------------------------------------------------------------------------
@@ -159,6 +178,20 @@ class LoadFailed(Frame, tag="load_failed"):
     """The model can't be loaded; the process ends after this with exit code 78."""
 
     path: str
+    reason: str
+
+
+class AdapterLoaded(Frame, tag="adapter_loaded"):
+    """The adapter may be named. `blocked_ms`: so long no step could run."""
+
+    key: str
+    blocked_ms: float
+
+
+class AdapterFailed(Frame, tag="adapter_failed"):
+    """The adapter can't be loaded; everything else is as before."""
+
+    key: str
     reason: str
 
 
@@ -238,4 +271,14 @@ class TicketFailed(Frame, tag="ticket_failed"):
     failure: Failure
 
 
-FromWorker: TypeAlias = Hello | Loading | Ready | LoadFailed | Step | Embedded | TicketFailed
+FromWorker: TypeAlias = (
+    Hello
+    | Loading
+    | Ready
+    | LoadFailed
+    | AdapterLoaded
+    | AdapterFailed
+    | Step
+    | Embedded
+    | TicketFailed
+)

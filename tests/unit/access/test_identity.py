@@ -79,6 +79,27 @@ def test_any_change_of_a_signed_version_is_noticed(
     assert not identity.verify(msgspec.structs.replace(signed, **change))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other@1"},
+        {"name": "bob"},
+        {"digest": "sha256:" + "1" * 64},
+        {"blob_bytes": 8},
+        {"scale": 0.5},
+        {"origin": Origin.HUB},
+        {"key_id": "local:0000000000000000"},
+        {"signature": ""},
+    ],
+)
+def test_any_change_of_a_signed_adapter_is_noticed(
+    identity: Identity, change: dict[str, object]
+) -> None:
+    signed = identity.sign_adapter("m@1", "ada", Digest("sha256:" + "0" * 64), 7, 1.0)
+    assert identity.verify(signed)
+    assert not identity.verify(msgspec.structs.replace(signed, **change))
+
+
 def test_another_devices_signature_is_refused(signed: ModelVersion, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Identity.open(tmp_path / "other")

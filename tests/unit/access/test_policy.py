@@ -8,10 +8,17 @@ from appliance.access.policy import INFERENCE_VERBS, Verb, authorise
 from appliance.domain import Client, ClientKind, Priority
 from appliance.errors import PermissionDenied
 
+APPLICATION = {
+    *INFERENCE_VERBS,
+    Verb.LIST_MODELS,
+    Verb.READ_METRICS,
+    Verb.LOAD_SHELVED_ADAPTER,
+    Verb.UNLOAD_SHELVED_ADAPTER,
+}
 MAY = {
     ClientKind.LOCAL_SOCKET: set(Verb),
-    ClientKind.LOOPBACK: {*INFERENCE_VERBS, Verb.LIST_MODELS, Verb.READ_METRICS},
-    ClientKind.API_KEY: {*INFERENCE_VERBS, Verb.LIST_MODELS, Verb.READ_METRICS},
+    ClientKind.LOOPBACK: APPLICATION,
+    ClientKind.API_KEY: APPLICATION,
 }
 OBJECTS = {Verb.PRIORITISE: "normal"}
 

@@ -21,6 +21,7 @@ from appliance.errors import (
 )
 
 FIELDS: dict[str, FieldValue] = {
+    "adapter": "x",
     "bound": "x",
     "cause": "x",
     "client": "x",
@@ -35,6 +36,7 @@ FIELDS: dict[str, FieldValue] = {
     "limit_bytes": 1,
     "limit_events": 1,
     "limit_tokens": 1,
+    "loaded": "x",
     "model": "x",
     "object": "x",
     "path": "x",

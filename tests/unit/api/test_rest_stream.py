@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator
 from typing import cast
 
+from appliance.api.adapters import AdapterService
 from appliance.api.generate import Service
 from appliance.api.rest_server import RestServer
 from appliance.api.resume import Streams
@@ -46,6 +47,7 @@ async def _answer() -> bytes:
     server = RestServer(
         cast("Service", _BrokenService()),
         streams,
+        cast("AdapterService", None),
         Rest(tcp="127.0.0.1:0", head_timeout_s=1),
         utc_ms=int,
     )
