@@ -23,7 +23,13 @@ FILE = ROOT / "configs" / "appliance.toml"
 PAGE = ROOT / "docs" / "reference" / "config.md"
 WIDTH = 98
 
-_EXAMPLES = {"path": "model.gguf", "name": "an-application", "key_sha256": "0" * 64}  # no default
+_EXAMPLES = {  # of keys without a default
+    "clients.name": "an-application",
+    "clients.key_sha256": "0" * 64,
+    "models.path": "model.gguf",
+    "models.adapters.name": "an-adapter",
+    "models.adapters.path": "adapter.gguf",
+}
 
 _FILE_HEAD = """\
 # Every key of the appliance, with its default. A key left out has its default; an unknown key is
@@ -46,7 +52,9 @@ def commented_file() -> str:
         mark = "# " if name in REPEATED else ""
         lines += [f"# {line}" for line in _wrapped(_summary(section), WIDTH - 2)]
         lines.append(f"{mark}[[{name}]]" if mark else f"[{name}]")
-        for field, meta, default in _keys(section):
+        for field, meta, default in _keys(name, section):
+            if f"{name}.{field}" in REPEATED:
+                continue  # tables of their own
             text = f"{meta.description}{_bounds(meta)}"
             lines += [f"# {line}" for line in _wrapped(text, WIDTH - 2)]
             lines.append(f"{mark}{field} = {default}")
@@ -60,18 +68,18 @@ def page() -> str:
     for name, section in SECTIONS.items():
         lines += [f"## {name}", "", _summary(section), ""]
         lines += ["| key | default | bounds | meaning |", "|---|---|---|---|"]
-        for field, meta, default in _keys(section):
+        for field, meta, default in _keys(name, section):
             bounds = _bounds(meta).strip(" ()").removesuffix(".")
             lines.append(f"| `{name}.{field}` | `{default}` | {bounds} | {meta.description} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _keys(section: type[Section]) -> Iterator[tuple[str, Meta, str]]:
+def _keys(name: str, section: type[Section]) -> Iterator[tuple[str, Meta, str]]:
     fields = section.__struct_fields__
     defaults = dict(zip(reversed(fields), reversed(section.__struct_defaults__), strict=False))
     for field in fields:
-        default = toml_value(defaults.get(field, _EXAMPLES.get(field)))
+        default = toml_value(defaults.get(field, _EXAMPLES.get(f"{name}.{field}")))
         yield field, describe(section, field), default
 
 
