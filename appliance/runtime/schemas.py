@@ -10,7 +10,8 @@ found by generating from a schema and validating what came:
  3. It reads expressions as Rust does: other escapes, sets in classes, `.` without line ends.
  4. `x-guidance` in a schema switches its own checks off.
  5. It follows each $ref on the stack, of which a process has not more than one.
- 6. It writes strings without `\u` (constrain says so, lest an escaped name pass for another), so
+ 6. It knows `oneOf` only where it sees itself that no value meets two; `disjoint` sees more.
+ 7. It writes strings without `\u` (constrain says so, lest an escaped name pass for another), so
     a constant that needs it can't be written.
 What it never does: compile a grammar, or accept a keyword (the engine does, or refuses it).
 """
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import combinations
 from typing import Any, TypeAlias
 
 from appliance.errors import SchemaUnsupported
+from appliance.runtime.disjoint import are_disjoint
 
 Json: TypeAlias = Any  # what json.loads gives
 
@@ -35,6 +38,7 @@ _BEFORE_SECOND_60 = {
 }
 _UNWRITABLE = re.compile("[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")
 _REFS_MAX = 500
+_OPTIONS_MAX = 64
 _DOT = r"[^\n\r\u2028\u2029]"
 _ANY, _NOTHING = r"[\s\S]", r"[^\s\S]"
 _PIECE = re.compile(r"\\x\{|\\.|\[\^?\]|\[\^?|.", re.DOTALL)
@@ -52,7 +56,7 @@ def prepared(text: str, field: str) -> dict[str, Json]:
         schema = json.loads(text)
         if not isinstance(schema, dict):
             raise SchemaUnsupported(field=field, reason="must be an object schema")
-        return _Reading(field).schema(schema)
+        return _Reading(field, schema).schema(schema)
     except (ValueError, RecursionError) as error:
         raise SchemaUnsupported(field=field, reason=str(error)) from error
 
@@ -95,8 +99,9 @@ def _class(pattern: str, at: int) -> tuple[str, int]:
 class _Reading:
     """One walk through one schema."""
 
-    def __init__(self, field: str) -> None:
+    def __init__(self, field: str, root: dict[str, Json]) -> None:
         self._field = field
+        self._root = root
         self._refs = 0
 
     def schema(self, given: dict[str, Json]) -> dict[str, Json]:
@@ -115,7 +120,17 @@ class _Reading:
         forbidden = _BEFORE_SECOND_60.get(str(made.get("format")))
         if forbidden is not None:
             made["allOf"] = [*made.get("allOf", ()), {"pattern": forbidden}]
+        if self._is_any_of(made.get("oneOf")):
+            made["allOf"] = [*made.get("allOf", ()), {"anyOf": made.pop("oneOf")}]
         return made
+
+    def _is_any_of(self, options: Json) -> bool:
+        """Tell whether no value meets two of a oneOf's options."""
+        return (
+            isinstance(options, list)
+            and len(options) <= _OPTIONS_MAX
+            and all(are_disjoint(a, b, self._root) for a, b in combinations(options, 2))
+        )
 
     def _member(self, key: str, value: Json) -> Json:
         if key == "pattern" and isinstance(value, str):

@@ -43,9 +43,16 @@ def _closed(**more: object) -> Schema:
     return {"type": "object", "properties": _AB, "additionalProperties": False, **more}
 
 
+def _kind(kind: str, **members: object) -> Schema:
+    members = {"kind": {"const": kind}, **members}
+    return {"type": "object", "properties": members, "required": list(members)}
+
+
 def _text(**more: object) -> Schema:
     return {"type": "string", "maxLength": 12, **more}
 
+
+_REFERENCES = [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]
 
 HONOURED: list[tuple[str, Schema]] = [
     ("type", {"type": ["string", "integer"], "maxLength": 3}),
@@ -65,6 +72,9 @@ HONOURED: list[tuple[str, Schema]] = [
     ("oneOf of types", {"oneOf": [_INT, {"type": "string", "maxLength": 3}]}),
     ("oneOf of constants", {"oneOf": [{"const": "a"}, {"const": "b"}]}),
     ("oneOf of closed objects", {"oneOf": [_closed(required=["a", "b"]), _TREE]}),
+    ("oneOf of references", {"$defs": {"a": _INT, "b": {"type": "null"}}, "oneOf": _REFERENCES}),
+    ("oneOf with a discriminator", {"oneOf": [_kind("a", n=_INT), _kind("b", n={"const": 2})]}),
+    ("oneOf beside anyOf", {"oneOf": [_INT, {"type": "null"}], "anyOf": [{"minimum": 3}]}),
     ("$ref", {"$defs": {"n": _INT}, "type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}}),
     ("$ref with siblings", {"$defs": {"n": _INT}, "$ref": "#/$defs/n", "minimum": 5}),
     ("$ref, recursive", _TREE),
