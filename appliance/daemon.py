@@ -237,8 +237,15 @@ class Daemon:
     ) -> AsyncIterator[None]:
         """Listen on every address of the table; on leaving, stop after what is still to be told."""
         config = self._config
-        runtime_dir = Path(config.server.runtime_dir)
-        grpc = GrpcServer(service, streams, adapters, config.grpc, runtime_dir, clock=monotonic_ms)
+        grpc = GrpcServer(
+            service,
+            streams,
+            adapters,
+            config.grpc,
+            Path(config.server.runtime_dir),
+            clock=monotonic_ms,
+            version=program_version(),
+        )
         rest = RestServer(service, streams, adapters, config.rest, utc_ms=utc_ms)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(grpc.stop, GOODBYE_S)

@@ -8,7 +8,6 @@ What it never does: check a limit (`generate` does), or hold state.
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Iterable
 
 import msgspec
@@ -23,8 +22,6 @@ from appliance.domain import (
     Constraint,
     ConstraintKind,
     Delta,
-    EmbedRequest,
-    EmbedResult,
     Event,
     Final,
     FinishReason,
@@ -37,8 +34,6 @@ from appliance.domain import (
     Progress,
     Prompt,
     RequestId,
-    RerankRequest,
-    RerankResult,
     SamplingOptions,
     StopOptions,
     TextPrompt,
@@ -140,52 +135,12 @@ def read_chat(given: pb.ChatInput, deadline_ms: float | None) -> GenerateRequest
     return _request(given, prompt, deadline_ms)
 
 
-def read_embed(given: pb.EmbedRequest, deadline_ms: float | None) -> EmbedRequest:
-    """Read inputs to embed.
-
-    Raises:
-        InvalidRequest: an input holds neither text nor tokens.
-    """
-    inputs: list[TextPrompt | TokenPrompt] = []
-    for index, entry in enumerate(given.inputs):
-        kind = entry.WhichOneof("input")
-        if kind is None:
-            raise InvalidRequest(field=f"inputs[{index}]", reason="is missing")
-        if kind == "text":
-            inputs.append(TextPrompt(text=entry.text))
-        else:
-            inputs.append(TokenPrompt(token_ids=tuple(entry.token_ids.ids)))
-    return EmbedRequest(
-        request_id=_request_id(given.request_id),
-        model=given.model,
-        inputs=tuple(inputs),
-        normalize=not given.raw,
-        deadline_ms=deadline_ms,
-    )
-
-
-def read_rerank(given: pb.RerankRequest, deadline_ms: float | None) -> RerankRequest:
-    """Read documents to score.
-
-    Raises:
-        InvalidRequest: `top_n` is out of range.
-    """
-    return RerankRequest(
-        request_id=_request_id(given.request_id),
-        model=given.model,
-        query=given.query,
-        documents=tuple(given.documents),
-        top_n=given.top_n if given.HasField("top_n") else None,
-        deadline_ms=deadline_ms,
-    )
-
-
 def _request(
     given: pb.GenerateInput | pb.ChatInput, prompt: Prompt, deadline_ms: float | None
 ) -> GenerateRequest:
     stop, output = given.stop, given.output
     return GenerateRequest(
-        request_id=_request_id(given.request_id),
+        request_id=request_id_of(given.request_id),
         model=given.model,
         prompt=prompt,
         sampling=_sampling(given.sampling),
@@ -217,7 +172,8 @@ def _priority(given: pb.Priority) -> Priority | None:
     return priority
 
 
-def _request_id(given: str) -> RequestId:
+def request_id_of(given: str) -> RequestId:
+    """Take the client's id, or make one."""
     return RequestId(given) if given else new_request_id()
 
 
@@ -308,7 +264,7 @@ def write_event(seq: int, event: Event) -> pb.StreamEvent:
         )
         return pb.StreamEvent(seq=seq, accepted=accepted)
     final = pb.Final(
-        usage=_usage(event.usage),
+        usage=usage_of(event.usage),
         timings=_timings(event.timings),
         finish_reasons=[_REASONS[reason] for reason in event.finish_reasons],
     )
@@ -361,37 +317,8 @@ class Answer:
         for choice, texts in zip(self._choices, self._texts, strict=True):
             choice.text = "".join(texts)
             response.choices.append(choice)
-        response.usage.CopyFrom(_usage(self._final.usage))
+        response.usage.CopyFrom(usage_of(self._final.usage))
         response.timings.CopyFrom(_timings(self._final.timings))
-
-
-def write_embeddings(request_id: str, result: EmbedResult) -> pb.EmbedResponse:
-    """Write the vectors."""
-    return pb.EmbedResponse(
-        request_id=request_id,
-        version=result.version,
-        embeddings=[pb.Embedding(values=array("f", vector)) for vector in result.vectors],
-        usage=pb.Usage(prompt_tokens=result.prompt_tokens),
-    )
-
-
-def write_ranks(
-    asked: RerankRequest, result: RerankResult, *, with_documents: bool
-) -> pb.RerankResponse:
-    """Write the documents by falling score."""
-    return pb.RerankResponse(
-        request_id=asked.request_id,
-        version=result.version,
-        results=[
-            pb.RankedDocument(
-                index=one.index,
-                relevance_score=one.score,
-                document=asked.documents[one.index] if with_documents else None,
-            )
-            for one in result.ranked
-        ],
-        usage=pb.Usage(prompt_tokens=result.prompt_tokens),
-    )
 
 
 def _delta(event: Delta) -> pb.Delta:
@@ -419,7 +346,8 @@ def _call(call: ToolCall) -> pb.ToolCall:
     return pb.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments)
 
 
-def _usage(usage: Usage) -> pb.Usage:
+def usage_of(usage: Usage) -> pb.Usage:
+    """Write what a request used."""
     return pb.Usage(**msgspec.structs.asdict(usage))
 
 

@@ -24,17 +24,9 @@ from google.protobuf.message import DecodeError, Message
 from appliance.api.adapters import AdapterService
 from appliance.api.bugs import log_bug
 from appliance.api.generate import Service
-from appliance.api.grpc_convert import (
-    Answer,
-    read_chat,
-    read_embed,
-    read_generate,
-    read_rerank,
-    write_embeddings,
-    write_event,
-    write_ranks,
-)
+from appliance.api.grpc_convert import Answer, read_chat, read_generate, write_event
 from appliance.api.grpc_errors import internal_status, status_of
+from appliance.api.grpc_pooling import read_embed, read_rerank, write_embeddings, write_ranks
 from appliance.api.proto import inference_pb2 as pb
 from appliance.api.proto import model_pb2
 from appliance.api.resume import Frames, Put, Streams

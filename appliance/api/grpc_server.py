@@ -22,7 +22,8 @@ from appliance.api.generate import Service
 from appliance.api.grpc_handlers import InferenceServicer, ModelServicer, handlers_of
 from appliance.api.grpc_health import Health
 from appliance.api.listen import claim_unix_path, loopback_address, shown
-from appliance.api.proto import inference_pb2, model_pb2
+from appliance.api.oip_handlers import OpenInferenceServicer
+from appliance.api.proto import inference_pb2, model_pb2, open_inference_pb2
 from appliance.api.resume import Streams
 from appliance.config import Grpc
 from appliance.errors import ConfigError
@@ -32,6 +33,7 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 _MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
+_OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = cast("ServiceDescriptor", health_pb2.DESCRIPTOR.services_by_name["Health"])
 
 
@@ -47,8 +49,12 @@ class GrpcServer:
         runtime_dir: Path,
         *,
         clock: Callable[[], float],
+        version: str = "0",
     ) -> None:
-        """Answer from `service` and `adapters`. `clock` is monotonic, in milliseconds."""
+        """Answer from `service` and `adapters`.
+
+        `clock` is monotonic, in milliseconds; `version` is the program's own.
+        """
         self._service = service
         self._streams = streams
         self._adapters = adapters
@@ -56,7 +62,9 @@ class GrpcServer:
         self._unix_path = runtime_dir / settings.unix_path
         self._clock = clock
         self._server: grpc.aio.Server | None = None
-        self._health = Health((_INFERENCE.full_name, _MODELS.full_name), service.statuses)
+        self._version = version
+        names = tuple(one.full_name for one in (_INFERENCE, _MODELS, _OPEN_INFERENCE))
+        self._health = Health(names, service.statuses)
         self.tcp_address = ""
 
     @property
@@ -101,10 +109,14 @@ class GrpcServer:
         handlers = [
             handlers_of(_INFERENCE, InferenceServicer(self._service, self._streams, self._clock)),
             handlers_of(_MODELS, ModelServicer(self._service, self._adapters)),
+            handlers_of(
+                _OPEN_INFERENCE, OpenInferenceServicer(self._service, self._clock, self._version)
+            ),
             handlers_of(_HEALTH, self._health),
         ]
         if self._settings.reflection:
-            names = [service.full_name for service in (_INFERENCE, _MODELS, _HEALTH)]
+            services = (_INFERENCE, _MODELS, _OPEN_INFERENCE, _HEALTH)
+            names = [service.full_name for service in services]
             names += [reflection.SERVICE_NAME, REFLECTION_V1]
             handlers.append(_reflection_v1(names))
             reflection.enable_server_reflection(names, server)

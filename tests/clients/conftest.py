@@ -13,6 +13,7 @@ from tests.integration.stack import Stack
 
 HERE = Path(__file__).resolve().parent
 INSTALL_TIMEOUT_S = 170.0
+_INSTALL = ("-m", "pip", "install", "--quiet", "--target")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,19 @@ def openai_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the last 2.x of the Python client into a directory of its own."""
     target = tmp_path_factory.mktemp("openai-2")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--target", target, "openai<3"],
+        [sys.executable, *_INSTALL, target, "openai<3"],
+        check=True,
+        timeout=INSTALL_TIMEOUT_S,
+    )
+    return target
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install NVIDIA's Python client, with the grpcio and numpy it wants, into one directory."""
+    target = tmp_path_factory.mktemp("triton")
+    subprocess.run(
+        [sys.executable, *_INSTALL, target, "tritonclient[grpc]"],
         check=True,
         timeout=INSTALL_TIMEOUT_S,
     )

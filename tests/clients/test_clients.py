@@ -1,7 +1,8 @@
-"""The official OpenAI clients work unchanged, and buf agrees with the protos."""
+"""The official OpenAI and Triton clients work unchanged, and buf agrees with the protos."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.rest_calls import call
 from tests.integration.stack import Stack
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +44,26 @@ def test_openai_for_python_2(stack: Stack, openai_2: Path) -> None:
 def test_openai_for_node(stack: Stack, npm_modules: Path) -> None:
     assert npm_modules.is_dir()
     assert _run(["node", "openai_node.mjs", f"{stack.rest_url}/v1"], HERE)
+    stack.wait_idle()
+
+
+def test_triton_for_python(stack: Stack, triton: Path) -> None:
+    texts = ["The capital of France is", "Once upon a time, 你好"]
+    script = HERE / "triton_python.py"
+    command: list[str | Path] = [sys.executable, "-P", script, stack.grpc_tcp, "demo", *texts]
+    told = json.loads(_run(command, ROOT, PYTHONPATH=str(triton)))
+    body = {"model": "demo", "prompt": texts, "temperature": 0, "max_tokens": 24}
+    answer = call(stack.rest_address, "POST", "/v1/completions", body).json
+    assert told["answers"] == [choice["text"] for choice in answer["choices"]]
+    assert told["reasons"] == [choice["finish_reason"] for choice in answer["choices"]]
+    assert [tensor["name"] for tensor in told["metadata"]["inputs"]] == ["text_input"]
+    for refusal, reason in zip(
+        told["refusals"],
+        ("temperature: must be", "did you mean 'max_tokens'?", "stream: is not served"),
+        strict=True,
+    ):
+        assert refusal.startswith("StatusCode.INVALID_ARGUMENT")
+        assert reason in refusal
     stack.wait_idle()
 
 

@@ -373,6 +373,7 @@ def test_reflection_lists_every_service(stack: Stack, service: str) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
     }
 
 
