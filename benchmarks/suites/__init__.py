@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.harness import Session
-from benchmarks.suites import arrivals, cancelling, chats, pressure, schemas, throughput
+from benchmarks.suites import arrivals, cancelling, chats, pressure, profile, schemas, throughput
 
 # In this order; each keeps its samples in the session.
 SUITES: dict[str, Callable[[Session], None]] = {
@@ -20,4 +20,5 @@ SUITES: dict[str, Callable[[Session], None]] = {
     "cancel": cancelling.cancel,
     "schema": schemas.schema,
     "chats": chats.chats,
+    "profile": profile.profile,
 }
