@@ -11,8 +11,7 @@ import re
 
 import aiohttp
 
-KV_USED = "appliance_kv_cells_used"
-KV_PARKED = "appliance_kv_cells_parked"  # kept as cache, given up when anybody needs them
+KV_USED = "appliance_kv_cells_used"  # by requests; what is only cached is not among them
 STEPS = "appliance_step_seconds_count"
 RUNNING, WAITING = "appliance_requests_running", "appliance_requests_waiting"
 RESTARTS, PREEMPTIONS = "appliance_worker_restarts_total", "appliance_preemptions_total"
@@ -33,11 +32,6 @@ class Gauges:
     def __getitem__(self, family: str) -> float:
         """Return the sum over all labels; 0 if there is no such series."""
         return self._sums.get(family, 0.0)
-
-    @property
-    def cells_held(self) -> float:
-        """Count the cells that requests hold; what is only cached is not held."""
-        return self[KV_USED] - self[KV_PARKED]
 
 
 async def read(session: aiohttp.ClientSession) -> Gauges:

@@ -2,7 +2,7 @@
 
 What this room does: plain streams over both faces, chats held to schemas, long prompts, clients
 that go in the middle of an answer, bursts beyond the KV cells, requests that must be refused, and
-adapters where some are served; each again and again, drawn from the seed.
+an adapter; each again and again, drawn from the seed.
 What it knows: how the requests of each habit may end.
 What it never does: wait for ever (every request has a time limit), or stop others when one breaks.
 """
@@ -49,7 +49,7 @@ class Mix:
     """The clients of one server."""
 
     def __init__(self, server: Running, seed: int, adapter: str) -> None:
-        """Draw from `seed`; `adapter` names one that is served, or is empty."""
+        """Draw from `seed`; `adapter` names one that is served."""
         self._server = server
         self._rng = random.Random(seed)
         self._habits = habits(adapter)
@@ -131,7 +131,7 @@ async def _end(send: Send, asked: Asked, leave_after: int) -> str:
 
 def habits(adapter: str) -> tuple[Habit, ...]:
     """List the kinds of clients."""
-    found = (
+    return (
         Habit(name="plain, REST", way="rest", ask=_tokens(16, 200, 64), clients=2),
         Habit(name="plain, gRPC", way="grpc", ask=_tokens(16, 200, 64), clients=2),
         Habit(name="long prompts", way="grpc", ask=_tokens(500, 900, 32)),
@@ -157,11 +157,6 @@ def habits(adapter: str) -> tuple[Habit, ...]:
             ask=_tokens(CONTEXT_TOKENS + 1, CONTEXT_TOKENS + 9, 1),
             refused=True,
         ),
-    )
-    if not adapter:
-        return found
-    return (
-        *found,
         Habit(name="adapter", way="rest", ask=_tokens(16, 200, 48, adapter=adapter)),
     )
 

@@ -21,9 +21,8 @@ import click
 import msgspec
 import psutil
 
-from appliance.config import Model
 from benchmarks.checks import Check, Reading, files, memory, nothing_left
-from benchmarks.gauges import PREEMPTIONS, RESTARTS, RUNNING, WAITING, Gauges, read
+from benchmarks.gauges import KV_USED, PREEMPTIONS, RESTARTS, RUNNING, WAITING, Gauges, read
 from benchmarks.harness import machine
 from benchmarks.mix import Mix
 from benchmarks.servers import CORES, Running, Settings, appliance
@@ -42,7 +41,6 @@ class Results(msgspec.Struct, kw_only=True):
     command: str
     machine: dict[str, str]
     minutes: float
-    adapters: bool
     outcomes: dict[str, dict[str, int]]  # kind of client → how its requests ended → how many
     unexpected: list[str]  # the first ends that none should have
     preemptions: float
@@ -64,8 +62,6 @@ def main(*, minutes: float, seed: int, threads: int, out: Path | None) -> None:
     click.echo(f"preemptions: {results.preemptions:.0f}")
     for words in results.unexpected:
         click.echo(f"unexpected: {words}")
-    if not results.adapters:
-        click.echo("adapters: not part of it, this appliance serves none")
     for check in results.checks:
         click.echo(check.line)
     if out:
@@ -79,22 +75,18 @@ def soak(*, minutes: float, seed: int, threads: int) -> Results:
     """Run it; blocks for so many minutes and some seconds."""
     facts = machine()
     model = DEMO / "demo-2.q8_0.gguf"
-    serves_adapters = "adapters" in Model.__struct_fields__
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         scratch = Path(place)
-        adapters: tuple[tuple[str, Path], ...] = ()
-        if serves_adapters:
-            adapters = ((_ADAPTER, scratch / "soak.gguf"),)
-            write_lora(adapters[0][1], model, seed=seed)
+        adapters = ((_ADAPTER, scratch / "soak.gguf"),)
+        write_lora(adapters[0][1], model, seed=seed)
         settings = Settings(model=model, threads=threads, streams=0, cells=CELLS, adapters=adapters)
         with appliance(settings, scratch) as server:
-            work = _Soak(server, Mix(server, seed, _ADAPTER if adapters else ""))
+            work = _Soak(server, Mix(server, seed, _ADAPTER))
             asyncio.run(work.run(minutes * 60))
     return Results(
         command=" ".join(["python -m benchmarks.soak", *sys.argv[1:]]),
         machine=facts,
         minutes=minutes,
-        adapters=serves_adapters,
         outcomes=work.mix.outcomes,
         unexpected=work.mix.unexpected,
         preemptions=work.preemptions,
@@ -130,7 +122,7 @@ class _Soak:
         held = {
             "requests running": gauges[RUNNING],
             "requests waiting": gauges[WAITING],
-            "KV cells held": gauges.cells_held,
+            "KV cells held": gauges[KV_USED],
             "workers lost": gauges[RESTARTS],
             "requests that ended as none should": float(unexpected),
         }
@@ -158,7 +150,7 @@ class _Soak:
         began = time.monotonic()
         while True:
             gauges, reading = await read(http), self._reading()
-            is_idle = not (gauges[RUNNING] or gauges[WAITING] or gauges.cells_held)
+            is_idle = not (gauges[RUNNING] or gauges[WAITING] or gauges[KV_USED])
             is_closed = before is None or all(one.holds for one in files(before, reading))
             if (is_idle and is_closed) or time.monotonic() - began > _IDLE_S:
                 return reading, gauges

@@ -18,7 +18,7 @@ from statistics import median
 import aiohttp
 from msgspec.structs import replace
 
-from benchmarks.gauges import STEPS, Gauges, read
+from benchmarks.gauges import KV_USED, STEPS, Gauges, read
 from benchmarks.harness import Session, Side
 from benchmarks.samples import OURS_GRPC, OURS_REST
 from benchmarks.senders import Send, sender
@@ -82,7 +82,7 @@ async def _cancel(send: Send, one: Asked, http: aiohttp.ClientSession) -> tuple[
     while time.perf_counter() - began < _WAIT_S:
         now = await read(http)
         steps = now[STEPS] - before[STEPS]
-        given_back = before.cells_held - now.cells_held + steps  # the other stream took one a step
+        given_back = before[KV_USED] - now[KV_USED] + steps  # the other stream took one a step
         if given_back >= one.part.prompt_tokens:
             return steps - 1.0, (time.perf_counter() - began) * 1000
     raise RuntimeError(f"the cells of a cancelled request are not free after {_WAIT_S:.0f} s")
@@ -97,6 +97,6 @@ async def _drain(send: Send, one: Asked, begun: asyncio.Event) -> None:
 
 async def _until_idle(http: aiohttp.ClientSession) -> Gauges:
     async with asyncio.timeout(_WAIT_S):
-        while (now := await read(http)).cells_held:  # noqa: ASYNC110 - in another process
+        while (now := await read(http))[KV_USED]:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(_POLL_S)
     return now
