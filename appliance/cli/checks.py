@@ -30,7 +30,7 @@ import pynvml
 
 from appliance.cli import places, show
 from appliance.config import Config
-from appliance.runtime.devices import available_bytes, cores_available
+from appliance.runtime.devices import available_bytes, cores_available, physical_cores
 from appliance.runtime.process import child_environment, exit_cause
 from appliance.store.database import sqlite_version
 
@@ -170,7 +170,9 @@ def cpu() -> Finding:
     """Count the cores we may use, and see whether they are free."""
     usable, total = cores_available(), os.cpu_count() or 1
     load = os.getloadavg()[0]
-    seen = f"{usable} of {total} cores usable, load {load:.1f}"
+    physical = physical_cores(frozenset(os.sched_getaffinity(0)))
+    shared = f" ({physical} physical)" if physical < usable else ""
+    seen = f"{usable} of {total} cores usable{shared}, load {load:.1f}"
     busy = load > 2 * total
     return _found("cpu", seen, warn="other programs keep the cores busy" if busy else "")
 

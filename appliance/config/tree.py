@@ -203,6 +203,15 @@ class Engine(Section):
             ),
         ),
     ] = 0
+    threads_follow: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether fewer threads are used where they are as fast, or while other programs "
+                "take cores; false: always all of them."
+            ),
+        ),
+    ] = True
     step_ms_while_streaming: Annotated[
         float,
         Meta(

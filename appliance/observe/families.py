@@ -160,6 +160,20 @@ FAMILIES: tuple[Family, ...] = (
         "Host memory of sequences that had to make way.",
         "model",
     ),
+    _gauge(
+        "appliance_threads",
+        "threads",
+        "Threads that evaluate a step of a model, by phase: decode, or prefill if it has prompts.",
+        "model",
+        "phase",
+    ),
+    _counter(
+        "appliance_thread_changes_total",
+        "changes",
+        "Changes of a model's threads: core_lost to others, core_free again, or probe for one.",
+        "model",
+        "reason",
+    ),
     _counter(
         "appliance_worker_restarts_total",
         "restarts",

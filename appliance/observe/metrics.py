@@ -97,6 +97,21 @@ class StepGauges(Protocol):
         """How long the step took."""
         ...
 
+    @property
+    def threads_decode(self) -> int:
+        """Of a step without prompt tokens."""
+        ...
+
+    @property
+    def threads_prefill(self) -> int:
+        """Of all other steps."""
+        ...
+
+    @property
+    def threads_change(self) -> str:
+        """Why they changed with this step; empty if they did not."""
+        ...
+
 
 @dataclass(slots=True)
 class _Histogram:
@@ -248,6 +263,11 @@ class Metrics:
                 self.record("appliance_engine_tokens_total", tokens, model=model, phase=phase)
         if gauges.decode_tokens or gauges.prefill_tokens:
             self.record("appliance_step_seconds", gauges.step_ms / 1000, model=model)
+        self.record("appliance_threads", gauges.threads_decode, model=model, phase="decode")
+        self.record("appliance_threads", gauges.threads_prefill, model=model, phase="prefill")
+        if gauges.threads_change:
+            reason = gauges.threads_change
+            self.record("appliance_thread_changes_total", 1, model=model, reason=reason)
         self._take_totals(
             model,
             {

@@ -1,8 +1,8 @@
 """Predict how long a step takes, from the steps so far.
 
 What this room does: measures, while warming up, how long steps of some sizes take; fits
-t = s·curve(rows) + g·decode + d·attended to the steps since; turns a time budget into the number
-of prompt tokens that fit into it.
+t = s·curve(rows) + g·decode + d·attended to the steps since, for each number of threads apart;
+turns a time budget into the number of prompt tokens that fit into it.
 What it knows: rows are decode and prefill rows together; a decode row has logits besides; attended
 is rows times the span of KV cells that each of them looks at (a unified cache is read up to its
 highest used cell).
@@ -23,6 +23,10 @@ prompt token (plain recursive least squares winds up there). A row never costs l
 of what it cost then, on an idle machine, however the fit divides a step among its features. An
 outlier is pulled in before it is folded in. As the time of a chunk can't be known from much
 smaller chunks, a chunk is never more than four times the largest one measured.
+
+A step's price depends on the threads that evaluate it, and not by one factor: prompts scale with
+them, single rows hardly. So each count has a fit of its own. One that was not measured begins as
+the nearest one, scaled as if threads shared all work evenly, and gives way to its first steps.
 """
 
 from __future__ import annotations
@@ -66,7 +70,83 @@ class CostModel:
     """The fitted price of a step. Owned by the scheduler; nothing here blocks."""
 
     def __init__(self) -> None:
-        """Begin with start values that are too dear rather than too cheap."""
+        """Begin with start values that are too dear rather than too cheap; see `use`."""
+        self._fits = {1: _Fit()}
+        self._decode_threads = self._prefill_threads = 1
+
+    def measure(self, threads: int) -> None:
+        """Price steps with this many threads from now on, by measurements alone: a warm-up."""
+        self._only_seen()
+        self._fits[threads] = _Fit()
+        self._decode_threads = self._prefill_threads = threads
+
+    def use(self, *, decode_threads: int, prefill_threads: int) -> None:
+        """Price steps of decode rows alone, and all others, with these threads from now on."""
+        self._only_seen()
+        for threads in (decode_threads, prefill_threads):
+            if not self._fits:
+                self._fits[threads] = _Fit()
+            if threads not in self._fits:
+                fit, factor = self._nearest(threads)
+                self._fits[threads] = fit.scaled(factor)
+        self._decode_threads, self._prefill_threads = decode_threads, prefill_threads
+
+    @property
+    def coefficients(self) -> tuple[float, float, float]:
+        """Read s, g, d: a factor on the curve, ms of a decode row, ms of an attended cell."""
+        return self._fits[self._prefill_threads].coefficients
+
+    @property
+    def row_ms(self) -> float:
+        """Tell what a row costs in a large step."""
+        return self._fits[self._prefill_threads].row_ms
+
+    def threads(self, shape: StepShape) -> int:
+        """Tell with how many threads such a step is evaluated now."""
+        return self._prefill_threads if shape.prefill else self._decode_threads
+
+    def predict_ms(self, shape: StepShape, threads: int = 0) -> float:
+        """Predict the duration of such a step, with the threads in use or with so many."""
+        fit, factor = self._nearest(threads or self.threads(shape))
+        return factor * fit.predict_rows_ms(shape.decode, shape.prefill, shape.kv_span)
+
+    def predict_rows_ms(self, decode: int, prefill: int, kv_span: int) -> float:
+        """Predict the duration of a step of so many rows."""
+        threads = self._prefill_threads if prefill else self._decode_threads
+        return self._fits[threads].predict_rows_ms(decode, prefill, kv_span)
+
+    def prefill_room(self, decode: int, kv_span: int, budget_ms: float) -> int:
+        """Count the prompt tokens that fit into a step beside `decode` rows; may be 0.
+
+        Where that leaves any, the step has a multiple of ROW_QUANTUM rows in all.
+        """
+        return self._fits[self._prefill_threads].prefill_room(decode, kv_span, budget_ms)
+
+    def observe(self, shape: StepShape, step_ms: float) -> None:
+        """Fold in one measured step, evaluated with the threads in use."""
+        if shape.decode + shape.prefill:
+            self._fits[self.threads(shape)].observe(shape, step_ms)
+
+    def settle(self) -> None:
+        """Take the fits so far as priors: what is never seen again is priced as it is now."""
+        for fit in self._fits.values():
+            fit.settle()
+
+    def _only_seen(self) -> None:
+        """Forget counts that were in use and never ran: better start values may come."""
+        self._fits = {threads: fit for threads, fit in self._fits.items() if fit.observed}
+
+    def _nearest(self, threads: int) -> tuple[_Fit, float]:
+        """Find the fit of the nearest count, and the factor if threads share all work evenly."""
+        nearest = min(self._fits, key=lambda count: (abs(count - threads), -count))
+        return self._fits[nearest], nearest / threads
+
+
+class _Fit:
+    """The price of a step with one number of threads."""
+
+    def __init__(self) -> None:
+        """Begin with start values."""
         self._curve = _Curve(_CURVE_FIRST)
         self._measured: dict[int, float] = {}
         self._settled = False
@@ -77,7 +157,7 @@ class CostModel:
         self._targets = np.zeros(len(_START))
         self._set_fit(self._prior.copy())
         self._prefill_seen = 0
-        self._observed = 0
+        self.observed = 0
 
     @property
     def coefficients(self) -> tuple[float, float, float]:
@@ -88,10 +168,6 @@ class CostModel:
     def row_ms(self) -> float:
         """Tell what a row costs in a large step."""
         return self._coefficients[0] * self._curve.slope
-
-    def predict_ms(self, shape: StepShape) -> float:
-        """Predict the duration of such a step."""
-        return self.predict_rows_ms(shape.decode, shape.prefill, shape.kv_span)
 
     def predict_rows_ms(self, decode: int, prefill: int, kv_span: int) -> float:
         """Predict the duration of a step of so many rows."""
@@ -119,8 +195,6 @@ class CostModel:
 
     def observe(self, shape: StepShape, step_ms: float) -> None:
         """Fold in one measured step."""
-        if shape.decode + shape.prefill == 0:
-            return
         self._prefill_seen = max(self._prefill_seen, shape.prefill)
         measured = max(step_ms, _STEP_MS_FLOOR)
         if not self._settled and not shape.decode:
@@ -129,7 +203,7 @@ class CostModel:
             self._curve = _Curve(self._measured)
         features = self._features(shape)
         predicted = float(features @ self._fit)
-        if self._observed >= len(_START):
+        if self.observed >= len(_START):
             # A step that another process held up says little: pull it in, and believe it slowly.
             measured = min(measured, max(predicted, _STEP_MS_FLOOR) * _OUTLIER)
         weight = 1.0 / measured**2
@@ -137,7 +211,7 @@ class CostModel:
         self._targets *= _FORGETTING
         self._moments += weight * np.outer(features, features)
         self._targets += weight * measured * features
-        self._observed += 1
+        self.observed += 1
         if self._settled:
             self._learn_point(shape, measured)
         self._set_fit(self._solve())
@@ -156,6 +230,17 @@ class CostModel:
         self._prior = np.maximum(self._fit, self._prior * 1e-3)
         self._prior_weight = _PRIOR_WEIGHT
         self._floor = self._prior * _FLOORS
+
+    def scaled(self, factor: float) -> _Fit:
+        """Make a fit to begin with, `factor` times as dear; the first steps correct it."""
+        fit = _Fit()
+        fit._curve = self._curve.scaled(factor)
+        fit._settled = True
+        fit._prior = np.maximum(self._fit, self._prior * 1e-3) * np.array([1.0, factor, factor])
+        fit._floor = fit._prior * _FLOORS * min(1.0, 1.0 / factor)
+        fit._set_fit(fit._prior.copy())
+        fit._prefill_seen = self._prefill_seen
+        return fit
 
     def _set_fit(self, fit: NDArray[np.float64]) -> None:
         self._fit = fit
@@ -216,6 +301,12 @@ class _Curve:
         rows = self._rows[-1] - self._rows[at]
         rise = (self._ms[-1] - self._ms[at]) / rows if rows else 0.0
         self.slope = rise if rise > 0.0 else self._ms[-1] / self._rows[-1]
+
+    def scaled(self, factor: float) -> _Curve:
+        """Make the same curve, `factor` times as high; all its points are there to be corrected."""
+        curve = _Curve({rows: factor * ms for rows, ms in zip(self._rows, self._ms, strict=True)})
+        curve._learnt = set(self._rows)
+        return curve
 
     def at(self, rows: int) -> float:
         """Read the curve; 0 for no rows."""

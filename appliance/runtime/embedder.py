@@ -25,9 +25,10 @@ from appliance.errors import (
     QueueFull,
 )
 from appliance.runtime import wire
-from appliance.runtime.cost import CostModel, StepShape
+from appliance.runtime.cost import StepShape
 from appliance.runtime.engine import EngineLost
 from appliance.runtime.llama import Context, DecodeCode
+from appliance.runtime.pool import Pool
 from appliance.runtime.submission import check_ids
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class EmbeddingEngine:
         batch_tokens: int,
         context_tokens: int,
         queue_requests_max: int,
-        cost: CostModel,
+        pool: Pool,
         clock: Callable[[], float],
         stall_factor: float,
     ) -> None:
@@ -64,7 +65,8 @@ class EmbeddingEngine:
         self._batch_tokens = batch_tokens
         self._context_tokens = context_tokens
         self._queue_requests_max = queue_requests_max
-        self._cost = cost
+        self._cost = pool.cost
+        self._pool = pool
         self._clock = clock
         self._stall_factor = stall_factor
         self._jobs: deque[_EmbedJob] = deque()
@@ -125,8 +127,10 @@ class EmbeddingEngine:
         shape = StepShape(decode=0, prefill=tokens, kv_span=tokens)
         predicted_ms = self._cost.predict_ms(shape) if tokens else 0.0
         if batch:
+            self._pool.prepare(shape)
             self._evaluate(batch, tokens)
-            self._cost.observe(shape, self._clock() - began_ms)
+            now_ms = self._clock()
+            self._pool.observe(shape, now_ms - began_ms, now_ms)
         while self._jobs and len(self._jobs[0].vectors) == len(self._jobs[0].frame.inputs):
             self._answer(self._jobs.popleft())
         return (*self._flush(), self._report(tokens, self._clock() - began_ms, predicted_ms))
@@ -240,5 +244,8 @@ class EmbeddingEngine:
             step_ms=step_ms,
             predicted_ms=predicted_ms,
             stall_limit_ms=self._stall_factor * self.step_ms_worst,
+            threads_decode=self._pool.counts.decode,
+            threads_prefill=self._pool.counts.prefill,
+            threads_change=self._pool.take_change(),
         )
         return wire.Step(step=self._step, gauges=gauges, started=started)

@@ -29,6 +29,7 @@ from appliance.runtime.jobs import Choice, Job, Plan, Span
 from appliance.runtime.llama import Context, DecodeCode
 from appliance.runtime.loaded_adapters import LoadedAdapters
 from appliance.runtime.moves import Mover
+from appliance.runtime.pool import Pool
 from appliance.runtime.scheduler import Scheduler
 from appliance.runtime.submission import Submission
 
@@ -85,8 +86,10 @@ class GeneratingEngine:
         adapters: LoadedAdapters,
         clock: Callable[[], float],
         stall_factor: float,
+        pool: Pool,
     ) -> None:
         """Own the context from now on. `clock` reads monotonic milliseconds."""
+        self._pool = pool
         self._context = context
         self._scheduler = scheduler
         self._submission = submission
@@ -164,8 +167,10 @@ class GeneratingEngine:
             self._forget_if_over(choice.job)
         for job, error in plan.failed:
             self._fail(job.ticket, error)
+        self._pool.prepare(plan.shape)
         if plan.spans and not lost and self._evaluate(plan) is DecodeCode.OK:
-            self._scheduler.cost.observe(plan.shape, self._clock() - began_ms)
+            now_ms = self._clock()
+            self._pool.observe(plan.shape, now_ms - began_ms, now_ms)
         if not self._scheduler.has_work and not self._was_idle:
             self._check_idle()
         self._was_idle = not self._scheduler.has_work
@@ -326,6 +331,9 @@ class GeneratingEngine:
             step_ms=step_ms,
             predicted_ms=plan.predicted_ms,
             stall_limit_ms=self._stall_factor * self.step_ms_worst,
+            threads_decode=self._pool.counts.decode,
+            threads_prefill=self._pool.counts.prefill,
+            threads_change=self._pool.take_change(),
         )
 
     def _check_idle(self) -> None:

@@ -1,13 +1,14 @@
 """Load a model into a warm engine, or say in one sentence why it can't be served.
 
 What this room does: looks at the file and at the memory before llama.cpp does; loads; makes the
-context; warms up and measures the first prices of a step; gathers the facts.
+context; has it warmed up; gathers the facts.
 What it knows: what a broken file looks like, and how much memory a model takes.
 What it never does: leave a half-loaded model behind with the process going on.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from appliance.domain import MemoryKind, ModelFacts, ModelKind
 from appliance.errors import ModelUnloadable
 from appliance.runtime.cache_layout import LayoutChoice, settle_layout
 from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
+from appliance.runtime.contention import open_contention
 from appliance.runtime.cost import CostModel
-from appliance.runtime.devices import available_bytes
+from appliance.runtime.devices import available_bytes, physical_cores
 from appliance.runtime.embedder import EmbeddingEngine
 from appliance.runtime.engine import Engine, GeneratingEngine
 from appliance.runtime.gguf import GgufFault, GgufHead, ggml_type, read_head, row_bytes
@@ -34,8 +36,10 @@ from appliance.runtime.llama import (
     supports_gpu,
 )
 from appliance.runtime.loaded_adapters import LoadedAdapters
+from appliance.runtime.pool import Pool
 from appliance.runtime.scheduler import Scheduler
 from appliance.runtime.submission import Submission
+from appliance.runtime.threads import Counts
 from appliance.runtime.warm_up import warm_up
 from appliance.runtime.wire import EngineOptions
 
@@ -82,21 +86,31 @@ def load(
         )
         context = model.open_context(_with_parked(wanted, options, model))
         _check_kind(model, context, options.kind)
-        cost = CostModel()
+        pool = _pool(options, context, clock)
         if options.kind is not ModelKind.GENERATE:
-            return _embedding_engine(options, model, context, cost, clock)
-        warm_up(context, cost, clock)
-        loaded = _generating_engine(options, model, context, cost, clock)
+            return _embedding_engine(options, model, context, pool, clock)
+        loaded = _generating_engine(options, model, context, pool, clock)
         return replace(loaded, facts=_with_layout(loaded.facts, layout))
     except (GgufFault, EngineFault) as error:
         raise ModelUnloadable(path=options.path, reason=str(error)) from error
+
+
+def _pool(options: EngineOptions, context: Context, clock: Callable[[], float]) -> Pool:
+    """Price the first steps, unless whole inputs of a length to come are the only steps."""
+    cost = CostModel()
+    contention = open_contention(clock) if options.threads_follow else None
+    counts = Counts(decode=options.threads_decode, prefill=options.threads_prefill)
+    if options.kind is ModelKind.GENERATE:
+        physical = physical_cores(frozenset(os.sched_getaffinity(0)))
+        counts = warm_up(context, cost, clock, counts, physical, contention)
+    return Pool(context, cost, counts, contention)
 
 
 def _generating_engine(
     options: EngineOptions,
     model: Model,
     context: Context,
-    cost: CostModel,
+    pool: Pool,
     clock: Callable[[], float],
 ) -> Loaded:
     vocabulary = model.vocabulary
@@ -111,11 +125,12 @@ def _generating_engine(
     limits = _limits(options, context, cell_bytes)
     engine = GeneratingEngine(
         context=context,
-        scheduler=Scheduler(limits, cost),
+        scheduler=Scheduler(limits, pool.cost),
         submission=Submission(vocabulary, ConstraintCompiler(tokenizer, vocabulary.spelt)),
         adapters=LoadedAdapters(model, context, clock),
         clock=clock,
         stall_factor=options.stall_factor,
+        pool=pool,
     )
     facts = _facts(options, model, context, limits.context_tokens, cell_bytes)
     return Loaded(engine=engine, facts=facts)
@@ -152,7 +167,7 @@ def _embedding_engine(
     options: EngineOptions,
     model: Model,
     context: Context,
-    cost: CostModel,
+    pool: Pool,
     clock: Callable[[], float],
 ) -> Loaded:
     engine = EmbeddingEngine(
@@ -161,7 +176,7 @@ def _embedding_engine(
         batch_tokens=min(options.batch_tokens, context.batch_tokens),
         context_tokens=options.context_tokens,
         queue_requests_max=options.queue_requests_max,
-        cost=cost,
+        pool=pool,
         clock=clock,
         stall_factor=options.stall_factor,
     )

@@ -49,8 +49,7 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     PYTHONPATH makes the child import this very package, wherever it lies. GGML_NO_BACKTRACE: an
     assertion of ggml would otherwise fork a debugger. GOMP_SPINCOUNT: threads that wait for each
     other by spinning at length make a step many times longer as soon as anybody else wants a core;
-    not spinning at all costs much of the speed of an idle machine (to see it, change the value and
-    run `python -m benchmarks.first --quick --shape 160M`).
+    not spinning at all costs much of the speed of an idle machine (see docs/adr/0011-threads.md).
     """
     return {
         "PATH": _PATH,
@@ -58,7 +57,7 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
         "PYTHONPATH": str(Path(appliance.__file__).resolve().parent.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
         "GGML_NO_BACKTRACE": "1",
-        "GOMP_SPINCOUNT": "60000",
+        "GOMP_SPINCOUNT": "500",
         **(extra or {}),
     }
 

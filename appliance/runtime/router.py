@@ -388,6 +388,7 @@ def _engine_options(
         batch_tokens=engine.batch_tokens,
         threads_decode=threads,
         threads_prefill=threads,
+        threads_follow=engine.threads_follow,
         gpu_layers=settings.gpu_layers,
         step_ms_while_streaming=engine.step_ms_while_streaming,
         step_ms_max=engine.step_ms_max,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from appliance.clock import monotonic_ms
 from appliance.errors import ModelUnloadable
 from appliance.runtime import wire
+from appliance.runtime.devices import node_cores
 from appliance.runtime.link import Link
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def _serve(link: Link) -> int:
     start = _handshake(link)
     if start is None:
         return EXIT_FATAL
+    near = node_cores(frozenset(os.sched_getaffinity(0)), start.engine.threads_prefill)
+    os.sched_setaffinity(0, near)
     # Here and not above: importing llama.cpp takes most of a second, and its environment is set.
     from appliance.runtime.engine import EngineLost  # noqa: PLC0415
     from appliance.runtime.loading import load  # noqa: PLC0415

@@ -130,6 +130,10 @@ class Context:
         self._batch = _Batch(self.batch_tokens)
         self._adapter: tuple[Adapter | None, float] = (None, 1.0)
 
+    def set_threads(self, count: int) -> None:
+        """Evaluate with this many threads from the next decode on."""
+        lib.llama_set_n_threads(self.pointer, count, count)
+
     @property
     def has_cache(self) -> bool:
         """Say whether there is a KV cache: an encoder has none, and can't generate."""

@@ -69,6 +69,7 @@ class EngineOptions(Frame):
     cache_type_v: str = "f16"
     flash_attention: str = "auto"
     cache_layout: str = "auto"
+    threads_follow: bool = False
 
 
 class Start(Frame, tag="start"):
@@ -226,7 +227,8 @@ class Failure(Frame):
 class EngineGauges(Frame):
     """The engine's state after a step, for metrics.
 
-    cells_cached are held for their prefixes alone, beside cells_used.
+    cells_cached are held for their prefixes alone, beside cells_used. threads_change: why the
+    counts of threads changed with this step (`threads.Reason`), or empty.
     """
 
     running: int
@@ -244,6 +246,9 @@ class EngineGauges(Frame):
     prefix_tokens_total: int = 0
     evictions_total: int = 0
     swapped_bytes: int = 0
+    threads_decode: int = 0
+    threads_prefill: int = 0
+    threads_change: str = ""
 
 
 class Step(Frame, tag="step"):

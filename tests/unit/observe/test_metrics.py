@@ -181,3 +181,13 @@ def test_a_count_that_somebody_else_keeps_is_shown_as_it_is_and_never_falls() ->
     for count, expected in ((3.0, 3.0), (3.0, 3.0), (7.0, 7.0), (5.0, 7.0)):
         total[0] = count
         assert samples(metrics.render())[shown] == expected
+
+
+def test_changes_of_threads_are_counted_by_reason() -> None:
+    metrics = metrics_of()
+    metrics.step("m", gauges(threads_decode=2, threads_prefill=2))
+    lost = {"threads_decode": 1, "threads_prefill": 1, "threads_change": "core_lost"}
+    metrics.step("m", gauges(**lost))  # type: ignore[arg-type]
+    assert metrics.value("appliance_threads", model="m", phase="decode") == 1
+    name = "appliance_thread_changes_total"
+    assert metrics.value(name, model="m", reason="core_lost") == 1

@@ -120,3 +120,32 @@ def test_no_coefficient_is_ever_negative() -> None:
         model.observe(random_shape(rng), rng.choice([0.0, 0.01, 1.0, 900.0]))
         assert min(model.coefficients) >= 0.0
         assert model.predict_ms(random_shape(rng)) >= 0.0
+
+
+def test_each_number_of_threads_has_its_own_prices() -> None:
+    shape = StepShape(decode=4, prefill=0, kv_span=100)
+    model = CostModel()
+    for threads, factor in ((2, 1.0), (1, 1.4)):
+        model.measure(threads)
+        true_ms = truth(5.0 * factor, 30.0 * factor, 5.0 * factor, 2e-4)
+        warm(model, true_ms)
+        teach(model, true_ms, 100, random.Random(11))
+    two_ms, one_ms = model.predict_ms(shape, 2), model.predict_ms(shape, 1)
+    assert one_ms == pytest.approx(1.4 * two_ms, rel=0.1)
+    model.use(decode_threads=2, prefill_threads=1)
+    assert model.threads(shape) == 2
+    assert model.predict_ms(shape) == two_ms
+    assert model.predict_ms(StepShape(decode=4, prefill=64, kv_span=100)) > two_ms
+
+
+def test_a_number_of_threads_not_seen_yet_is_priced_by_the_nearest_and_soon_by_itself() -> None:
+    true_ms, shape = truth(5.0, 30.0, 5.0, 2e-4), StepShape(decode=4, prefill=0, kv_span=100)
+    model = CostModel()
+    model.measure(4)
+    warm(model, true_ms)
+    assert model.predict_ms(shape, 3) == pytest.approx(true_ms(shape) * 4 / 3, rel=0.2)
+    model.use(decode_threads=3, prefill_threads=3)
+    assert model.prefill_room(4, 100, 1000.0) > 0
+    for _ in range(5):
+        model.observe(shape, 0.9 * true_ms(shape))
+    assert model.predict_ms(shape) == pytest.approx(0.9 * true_ms(shape), rel=0.1)
