@@ -100,3 +100,8 @@ def authorise(client: Client, verb: Verb, object: str) -> None:  # noqa: A002 - 
         allowed = allowed and Priority(object).rank >= client.priority_max.rank
     if not allowed:
         raise PermissionDenied(client=client.id, verb=verb.value, object=object)
+
+
+def usual_class(client: Client) -> Priority:
+    """Choose the class of a request that names none: normal, or the client's highest if lower."""
+    return max(Priority.NORMAL, client.priority_max, key=lambda priority: priority.rank)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
-from appliance.domain import Client, Delta, Event, Final, ModelVersion, RequestId
+from appliance.domain import Client, Delta, Event, Final, ModelVersion, Priority, RequestId
 from appliance.observe.metrics import Metrics
 
 _MS = 1000.0
@@ -51,6 +51,7 @@ class Account:
         self._last_token_ms = 0.0
         self._version: ModelVersion | None = None
         self._choices = 1
+        self._priority = Priority.NORMAL
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._final: Final | None = None
@@ -61,11 +62,14 @@ class Account:
         """Note the version that will answer."""
         self._version = version
 
-    def prepared(self, prompt_tokens: int, choices: int = 1) -> None:
+    def prepared(
+        self, prompt_tokens: int, choices: int = 1, priority: Priority = Priority.NORMAL
+    ) -> None:
         """Note that the request is ready for its ticket."""
         self._prepared_ms = self._clock()
         self._prompt_tokens = prompt_tokens
         self._choices = choices
+        self._priority = priority
 
     def note(self, event: Event) -> None:
         """Take in one event on its way to the client."""
@@ -102,6 +106,7 @@ class Account:
             client=self._client.id,
             client_kind=self._client.kind.value,
             user=self._client.user,
+            priority=self._priority.value,
             model=self._version.label if self._version is not None else "",
             choices=self._choices,
             prompt_tokens=self._prompt_tokens,

@@ -13,18 +13,34 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from appliance.domain import (
+    ChatPrompt,
     ChoiceEnd,
     Delta,
     Event,
     Final,
     FinishReason,
+    GenerateRequest,
     RequestId,
     Tool,
     ToolCall,
     ToolCallMade,
+    ToolChoiceMode,
 )
 from appliance.runtime.call_reader import ToolCallReader
 from appliance.runtime.tool_syntax import find
+
+
+def reading_of(request: GenerateRequest, syntax: str) -> CallReading | None:
+    """Read calls if the client offered tools and its template has a syntax for calls."""
+    prompt = request.prompt
+    if not isinstance(prompt, ChatPrompt) or not prompt.tools or not syntax:
+        return None
+    if prompt.tool_choice.mode is ToolChoiceMode.NONE:
+        return None
+    parallel = prompt.tool_choice.parallel
+    return CallReading(
+        syntax, prompt.tools, request.request_id, request.output.n, parallel=parallel
+    )
 
 
 class CallReading:

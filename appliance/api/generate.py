@@ -18,9 +18,9 @@ from contextlib import aclosing, contextmanager
 
 from appliance.access.audit import Audit
 from appliance.access.keys import Keyring, anonymous
-from appliance.access.policy import Verb, authorise
+from appliance.access.policy import Verb, authorise, usual_class
 from appliance.api.account import Account, Operation
-from appliance.api.call_reading import CallReading
+from appliance.api.call_reading import reading_of
 from appliance.api.flights import Flight, Flights
 from appliance.api.limits import (
     check_embed,
@@ -56,7 +56,6 @@ from appliance.domain import (
     RerankRequest,
     RerankResult,
     TextPrompt,
-    ToolChoiceMode,
     VersionState,
 )
 from appliance.errors import (
@@ -135,7 +134,7 @@ class Service:
         is_chat = isinstance(request.prompt, ChatPrompt)
         operation = Operation.CHAT if is_chat else Operation.TEXT
         self._authorise(client, Verb.GENERATE, request.model)
-        priority = request.priority or _usual(client)
+        priority = request.priority or usual_class(client)
         self._authorise(client, Verb.PRIORITISE, priority.value)
         with self._account(operation, client, request.request_id) as account:
             check_generate(request, self._limits)
@@ -166,7 +165,7 @@ class Service:
         if flight.cancelled:
             raise RequestCancelled
         job = self._job(client, request, priority, adapter, prepared)
-        account.prepared(len(prepared.token_ids), request.output.n)
+        account.prepared(len(prepared.token_ids), request.output.n, priority)
         flight.ticket = ticket = self._router.admit(version, job)
         yield Accepted(
             request_id=request.request_id,
@@ -177,7 +176,7 @@ class Service:
         )
         for delta in opening:
             yield delta
-        reading = _reading(request, prepared)
+        reading = reading_of(request, prepared.tool_syntax)
         pacing = Pacing(self._limits.progress_ms, self._clock)
         async with aclosing(ticket.events()) as events:
             async for news in events:
@@ -407,24 +406,3 @@ class Service:
             raise
         finally:
             account.close()
-
-
-def _usual(client: Client) -> Priority:
-    """Choose the class of a request that names none."""
-    return max(Priority.NORMAL, client.priority_max, key=lambda priority: priority.rank)
-
-
-def _reading(request: GenerateRequest, prepared: Prepared) -> CallReading | None:
-    """Read tool calls if the client offered tools and the template has a syntax for calls."""
-    prompt = request.prompt
-    if not isinstance(prompt, ChatPrompt) or not prompt.tools or not prepared.tool_syntax:
-        return None
-    if prompt.tool_choice.mode is ToolChoiceMode.NONE:
-        return None
-    return CallReading(
-        prepared.tool_syntax,
-        prompt.tools,
-        request.request_id,
-        request.output.n,
-        parallel=prompt.tool_choice.parallel,
-    )

@@ -79,6 +79,31 @@ def test_progress_over_grpc_counts_cached_tokens_as_the_usage_does(slow: Stack) 
     assert told[-1].prompt_tokens_done == events[-1].final.usage.prompt_tokens
 
 
+def test_what_was_computed_before_is_told_as_cached(slow: Stack) -> None:
+    prompt = "six seven eight nine ten " * 40
+    for salt, shared in (("a", False), ("a", True), ("b", False)):
+        body = text_body(
+            prompt,
+            max_tokens=1,
+            cache_salt=salt,
+            stream=True,
+            stream_options={"include_progress": True, "include_usage": True},
+        )
+        events = call(slow.rest_address, "POST", TEXT, body).events
+        usage = events[-1]["usage"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert (cached > usage["prompt_tokens"] // 2) == shared
+        assert (cached == 0) != shared
+        assert events[0]["prompt_progress"]["cache"] == cached
+
+    async def work(channel: grpc.aio.Channel) -> list[pb.StreamEvent]:
+        given = text_input(prompt, cache_salt="a", user="somebody-else")
+        call = inference(channel).GenerateStream(pb.GenerateStreamRequest(input=given))
+        return [response.event async for response in call]
+
+    assert on_channel(slow.grpc_target, work)[-1].final.usage.cached_tokens == 0
+
+
 def test_a_time_limit_ends_a_request_and_is_bounded(stack: Stack) -> None:
     body = chat_body(max_tokens=900, ignore_eos=True, timeout=0.1)
     answer = call(stack.rest_address, "POST", CHAT, body)
