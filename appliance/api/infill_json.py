@@ -100,6 +100,7 @@ def read_infill(body: bytes, request_id: RequestId) -> Asked:
         stop=stop_of(asked, _output_tokens(asked)),
         constraint=constraint_of(asked),
         priority=priority_of(asked),
+        adapter=asked.adapter or "",
         cache_salt=asked.cache_salt or "",
     )
     return Asked(

@@ -130,6 +130,7 @@ def read_generate(
             sampling=options.sampling,
             stop=options.stop,
             priority=options.priority,
+            adapter=options.adapter,
             cache_salt=options.cache_salt,
             deadline_ms=deadline_ms,
         )

@@ -83,6 +83,7 @@ _GENERATING: dict[str, Callable[[str, Value], Any]] = {
     "ignore_eos": _flag,
     "stream": _flag,
     "priority": _priority,
+    "adapter": _text,
     "cache_salt": _text,
 }
 
@@ -102,6 +103,7 @@ class Generating:
     sampling: SamplingOptions
     stop: StopOptions
     priority: Priority | None
+    adapter: str
     cache_salt: str
 
 
@@ -136,6 +138,7 @@ def read_generating(given: Mapping[str, Value]) -> Generating:
             ignore_eos=options.get("ignore_eos", False),
         ),
         priority=options.get("priority"),
+        adapter=options.get("adapter", ""),
         cache_salt=options.get("cache_salt", ""),
     )
 

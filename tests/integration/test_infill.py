@@ -214,3 +214,8 @@ def test_grpc_refuses_a_model_without_the_tokens(coder: Stack) -> None:
 
     failure = expect_failure(coder.grpc_target, over_grpc)
     assert (failure.reason, failure.violations[0][0]) == ("INVALID_REQUEST", "model")
+
+
+def test_an_adapter_is_looked_for_and_not_forgotten(coder: Stack) -> None:
+    answer = infill(coder, adapter="none")
+    assert (answer.status, answer.error["param"]) == (404, "adapter")

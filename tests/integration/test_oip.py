@@ -338,3 +338,7 @@ def test_dropping_the_call_frees_what_it_held(served: Stack) -> None:
 
     on_channel(served.grpc_target, ask)
     served.wait_idle()
+
+
+def test_an_adapter_is_looked_for_and_not_forgotten(served: Stack) -> None:
+    assert refused(served, asked("x", adapter="none")).reason == "ADAPTER_NOT_LOADED"

@@ -57,7 +57,9 @@ def _ranks(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         engine=Engine(context_tokens=1024, sequences_max=16, threads=1, batch_tokens=256),
         limits=Limits(rerank_documents=32, queue_prompt_tokens=4096),
         models=(
-            Model(path=str(DEMO), name="demo", context_tokens=256),
+            Model(
+                path=str(DEMO), name="demo", context_tokens=256, cells_total=512, sequences_max=3
+            ),
             Model(path=str(files["embedder"]), name="embedder", embedding=True),
             Model(path=str(files["ranker"]), name="ranker"),
         ),
@@ -242,10 +244,29 @@ def test_every_listing_shows_what_a_model_is_for_and_its_own_context(ranks: Stac
     assert names == kinds
     contexts = {one.name: one.facts.context_tokens for one in models}
     assert contexts == {"demo": 256, "embedder": 256, "ranker": 256}
+    demo = next(one for one in models if one.name == "demo")
+    assert (demo.facts.sequences_max, demo.kv_cells_total) == (3, 512)
     prompt = {"model": "demo", "prompt": "word " * 300}
     answer = call(ranks.rest_address, "POST", "/v1/completions", prompt)
     assert answer.json["error"]["code"] == "context_length_exceeded"
     assert "256" in answer.json["error"]["message"]
+
+
+def test_status_shows_kinds_and_contexts(ranks: Stack) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance", "status", "--address", ranks.grpc_target],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    head, *rows = (line.split() for line in done.stdout.splitlines())
+    assert [(row[0], row[head.index("KIND")]) for row in rows] == [
+        ("demo@2", "generate"),
+        ("embedder@2", "embed"),
+        ("ranker@2", "rerank"),
+    ]
+    assert all("256" in row for row in rows)
 
 
 def test_a_file_that_says_it_ranks_and_has_no_head_is_not_served(
