@@ -82,6 +82,13 @@ def check_tools(client: Client) -> None:
     assert choice.finish_reason == "tool_calls"
     call = choice.message.tool_calls[0]
     assert set(json.loads(call.function.arguments)) == {"city"}
+    with client.chat.completions.stream(
+        messages=messages, tool_choice="required", **options
+    ) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.finish_reason == "tool_calls"
+    assert streamed.message.tool_calls[0].function.name == call.function.name
+    assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
     messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
     client.chat.completions.create(messages=messages, **options)
 
@@ -117,7 +124,7 @@ def check_errors(client: Client) -> None:
         openai.BadRequestError, lambda: chat(model="demo", messages=CHAT, temperature=-1)
     )
     assert cold.param == "temperature"
-    _refused(openai.NotFoundError, lambda: client.embeddings.create(model="demo", input="x"))
+    _refused(openai.BadRequestError, lambda: client.embeddings.create(model="demo", input="x"))
 
 
 def _refused(kind: type[openai.APIStatusError], call: Callable[[], object]) -> Any:  # noqa: ANN401 - an APIStatusError of either version
