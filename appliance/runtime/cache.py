@@ -40,6 +40,7 @@ class Cache:
         self._holders: dict[int, Choice] = {}
         self._moves: list[Move] = []
         self._swapped_bytes = 0
+        self._cells_parked = 0  # below 0: not known
         self.now_ms = 0.0  # set by the scheduler: what ages are counted by
         self.prefix_tokens_total = 0
         self.evictions_total = 0
@@ -60,7 +61,9 @@ class Cache:
     @property
     def cells_parked(self) -> int:
         """Count the cells that would be free without the parked sequences."""
-        return self.ledger.held_only_by(self.parked.ids())
+        if self._cells_parked < 0:  # asked for in every step, and rarely another
+            self._cells_parked = self.ledger.held_only_by(self.parked.ids())
+        return self._cells_parked
 
     @property
     def swapped_bytes(self) -> int:
@@ -143,6 +146,7 @@ class Cache:
         if leader.swapped:
             self._swap_in(leader)
         elif shared:
+            self._cells_parked = -1
             self.ledger.fork(match.seq_id, leader.seq_id, shared)
             self._moves.append(
                 Move(kind=MoveKind.COPY, seq_id=leader.seq_id, source=match.seq_id, tokens=shared)
@@ -184,6 +188,7 @@ class Cache:
             return
         self._release(choice)
         self._tree.add(seq_id, key, text)
+        self._cells_parked = -1
         self.parked.add(seq_id, held, self.now_ms, is_pinned=job.is_pin)
         choice.seq_id = -1
         choice.evaluated = 0
@@ -226,6 +231,7 @@ class Cache:
         self._free_ids.append(seq_id)
 
     def _drop(self, seq_id: int) -> None:
+        self._cells_parked = -1
         self.ledger.close(seq_id)
         self._moves.append(Move(kind=MoveKind.REMOVE, seq_id=seq_id))
 

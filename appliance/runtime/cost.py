@@ -44,7 +44,9 @@ ROW_QUANTUM = 16  # rows of a whole number of tiles, see above
 _FORGETTING = 0.99  # half of the weight lies in the last 70 steps
 _PRIOR_WEIGHT_UNSETTLED = 0.02  # start values give way to the first measurements
 _PRIOR_WEIGHT = 0.5  # in steps: how much one relative error of a coefficient weighs
-_SCALE = np.array([1.0, 1 / 16, 1 / 65_536])  # makes the features alike in size
+_SCALE = (1.0, 1 / 16, 1 / 65_536)  # makes the features alike in size
+_OFF = 0.25  # a prediction that is off by more is mended at once
+_SOLVE_EVERY = 8
 _OUTLIER = 4.0
 _POINT_WEIGHT = 0.05  # of a step, in a point of the curve that was learnt
 _POINTS_APART = 1.4  # a step that is larger than the largest point by this factor is a new one
@@ -153,8 +155,7 @@ class _Fit:
         self._prior = _START / _SCALE
         self._prior_weight = _PRIOR_WEIGHT_UNSETTLED
         self._floor = np.zeros(len(_START))
-        self._moments = np.zeros((len(_START), len(_START)))
-        self._targets = np.zeros(len(_START))
+        self._sums = _Sums()
         self._set_fit(self._prior.copy())
         self._prefill_seen = 0
         self.observed = 0
@@ -201,20 +202,18 @@ class _Fit:
             known = self._measured.get(shape.prefill, measured)
             self._measured[shape.prefill] = min(known, measured)
             self._curve = _Curve(self._measured)
-        features = self._features(shape)
-        predicted = float(features @ self._fit)
+        predicted = self.predict_ms(shape)
         if self.observed >= len(_START):
             # A step that another process held up says little: pull it in, and believe it slowly.
             measured = min(measured, max(predicted, _STEP_MS_FLOOR) * _OUTLIER)
-        weight = 1.0 / measured**2
-        self._moments *= _FORGETTING
-        self._targets *= _FORGETTING
-        self._moments += weight * np.outer(features, features)
-        self._targets += weight * measured * features
+        self._sums.add(self._features(shape), measured)
         self.observed += 1
         if self._settled:
             self._learn_point(shape, measured)
-        self._set_fit(self._solve())
+        # Solving takes longer than all the rest of a step's bookkeeping.
+        is_off = abs(measured - predicted) > _OFF * predicted
+        if not self._settled or is_off or self.observed % _SOLVE_EVERY == 0:
+            self._set_fit(self._solve())
 
     def _learn_point(self, shape: StepShape, measured_ms: float) -> None:
         """Put into the curve what a step says of it, less its decode rows and attention."""
@@ -247,11 +246,14 @@ class _Fit:
         s, g, d = (fit * _SCALE).tolist()
         self._coefficients: tuple[float, float, float] = (s, g, d)
 
-    def _features(self, shape: StepShape) -> NDArray[np.float64]:
+    def _features(self, shape: StepShape) -> tuple[float, float, float]:
         rows = shape.decode + shape.prefill
-        raw = (self._curve.at(rows), float(shape.decode), float(rows * shape.kv_span))
-        features: NDArray[np.float64] = np.array(raw) * _SCALE
-        return features
+        curve, decode, attended = _SCALE
+        return (
+            self._curve.at(rows) * curve,
+            shape.decode * decode,
+            rows * shape.kv_span * attended,
+        )
 
     def _solve(self) -> NDArray[np.float64]:
         """Minimise the weighted error plus the pull to the prior, with no coefficient too low.
@@ -259,8 +261,8 @@ class _Fit:
         Solved for what is above the floor; a coefficient that would go below is held there.
         """
         pull = self._prior_weight / np.maximum(self._prior, 1e-9) ** 2
-        moments = self._moments + np.diag(pull)
-        targets = self._targets + pull * self._prior - moments @ self._floor
+        moments = np.array(self._sums.moments) + np.diag(pull)
+        targets = np.array(self._sums.targets) + pull * self._prior - moments @ self._floor
         active = np.ones(len(_START), dtype=bool)
         above = np.linalg.solve(moments, targets)
         while (above < 0.0).any():
@@ -270,6 +272,22 @@ class _Fit:
                 break
             above[active] = np.linalg.solve(moments[np.ix_(active, active)], targets[active])
         return self._floor + above
+
+
+class _Sums:
+    """What least squares need to know of the steps so far; older ones weigh less."""
+
+    def __init__(self) -> None:
+        self.moments = [[0.0] * len(_START) for _ in _START]
+        self.targets = [0.0] * len(_START)
+
+    def add(self, features: tuple[float, float, float], measured_ms: float) -> None:
+        weight = 1.0 / measured_ms**2
+        for row, feature in enumerate(features):
+            self.targets[row] = _FORGETTING * self.targets[row] + weight * measured_ms * feature
+            sums = self.moments[row]
+            for column, other in enumerate(features):
+                sums[column] = _FORGETTING * sums[column] + weight * feature * other
 
 
 class _Curve:
