@@ -30,6 +30,7 @@ docs: ready-dev ## write again what is generated from the code
 	$(BIN)/python -m tools.code_reference
 	$(BIN)/python -m tools.import_picture
 	$(BIN)/python -m tools.room_table
+	$(BIN)/python -m tools.scheduler_example
 
 figures-first: ready-dev ## measure beside llama-server (built once in the user's cache); 25 minutes
 	$(BIN)/python -m benchmarks.first

@@ -21,8 +21,9 @@ END = "<!-- end of rooms -->"
 
 
 def table() -> str:
-    """Write one table for the top of the package, and one for each package inside."""
-    packages = [PACKAGE, *sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))]
+    """Write one table for the top of the package, and one for each package below it."""
+    inside = (path.parent for path in PACKAGE.rglob("__init__.py") if "proto" not in path.parts)
+    packages = sorted(inside)
     return "\n\n".join("\n".join(_rows(package)) for package in packages)
 
 

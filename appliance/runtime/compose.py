@@ -5,9 +5,9 @@ rows and the free cells.
 What it knows: the price of a step (`cost`) and what each party may add to it (`fairness`).
 What it never does: change a job, or make room: it tells what it could not place.
 
- 1. Decode rows: all of a party that is due, of another one as many as its allowance pays for; a
-    lump of up to 15 at least or none, since rows in a larger step are cheaper. Those that have
-    waited longest go first.
+ 1. Decode rows: all of a party that is due, of another one as many as its allowance pays for: a
+    lump of up to 15 at least, since rows in a larger step are cheaper, or else one, so that no
+    client of the highest class stands still. Those that have waited longest go first.
  2. Prompts: what is left of the time goes to prompts. First by class; inside it by what the party
     was given, then by deadline, then the shortest rest, less the time it has waited: finishing one
     early beats halving two, and nobody waits for ever behind shorter ones.
@@ -78,6 +78,7 @@ class Composer:
             if ready:
                 wanted.setdefault(job.party, []).extend(ready)
         chosen: list[Choice] = []
+        top = min((RANKS[party.priority] for party in allowed), default=0)
         # Whoever may add most goes first, the due ones before all: their rows make up the step.
         for party in sorted(wanted, key=lambda one: (RANKS[one.priority], -allowed[one])):
             choices = wanted[party]
@@ -86,7 +87,9 @@ class Composer:
             )
             is_due = allowed[party] == math.inf or self._fairness.is_saturated(party.priority)
             if count < min(_LUMP, len(choices)) and not is_due:
-                continue
+                if RANKS[party.priority] > top:
+                    continue
+                count = 1
             if count < len(choices):
                 choices = sorted(choices, key=lambda choice: choice.last_step)[: max(1, count)]
             chosen += choices

@@ -7,15 +7,17 @@ What it never does: choose rows (`compose` does), or read a clock.
 
 A party is a client in a class. Inside a class the party that was given least, for its weight, is
 due: it may add what it likes. Another may add as much as it is behind of being a lead ahead of the
-due one; so parties with one stream each share every step, and one with many streams waits while
-the others catch up. A party that comes back is level with the least served one: what it did not
-use while it was away is gone, what it owes is not.
+due one. (One row of each party of the highest class rides in every step all the same, see
+`compose`: its stream goes on.) A party that comes back is level with the least served one: what it
+did not use while it was away is gone, what it owes is not. But nobody owes more than `debt_ms_max`:
+a long prompt does not bar its client for as long again.
 
 A class below another one lives on a credit: a share of the time of each step that it lets pass.
 So it never stops altogether, and hardly delays those above.
 
-What a step costs beyond its rows is charged by half only. A lone row takes most of what sixteen
-take, and that there was nobody to share the step with is not all its client's doing.
+Each row is charged what a row costs in a large step. What a step costs beyond that, it costs
+because it is small: a lone row takes most of what sixteen take. A part of it is charged to the
+party that is due, whose step it is; not all of it, since there was nobody to share it with.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from appliance.domain import Priority
 
 RANKS = {priority: rank for rank, priority in enumerate(Priority)}  # 0 comes first
 REMEMBERED_MAX = 4096  # clients whose debts are remembered while they are away
-_SOLITUDE = 0.5
+_SOLITUDE = 0.3
 
 
 class Party(NamedTuple):
@@ -42,9 +44,12 @@ class Party(NamedTuple):
 class Fairness:
     """The accounts of one engine. Not thread-safe."""
 
-    def __init__(self, *, shares: Mapping[Priority, float], credit_ms_max: float) -> None:
+    def __init__(
+        self, *, shares: Mapping[Priority, float], credit_ms_max: float, debt_ms_max: float
+    ) -> None:
         """Give each class, where it is below the highest one present, its share of the time."""
         self._shares = shares
+        self._debt_ms_max = debt_ms_max
         self._credit_ms_max = credit_ms_max
         self._credit_ms: dict[Priority, float] = dict.fromkeys(Priority, 0.0)
         self._served: OrderedDict[Party, float] = OrderedDict()  # ms for each unit of weight
@@ -98,19 +103,26 @@ class Fairness:
     ) -> None:
         """Book a step: its duration, and how many of its rows each party had.
 
-        row_ms: what a row costs in a large step.
+        parties: all that run, with their weights. row_ms: what a row costs in a large step.
         """
         total = sum(rows.values())
         if not total:
             return
-        bare_ms = min(step_ms, total * row_ms)
-        each_ms = (bare_ms + _SOLITUDE * (step_ms - bare_ms)) / total
+        row_ms = min(row_ms, step_ms / total)
         top = min(RANKS[party.priority] for party in parties)
-        for party, count in rows.items():
-            self._served[party] = self.served(party) + count * each_ms / parties[party]
+        due = min(rows, key=lambda party: (RANKS[party.priority], self.served(party)))
+        spent = {party: count * row_ms for party, count in rows.items()}
+        spent[due] += _SOLITUDE * (step_ms - total * row_ms)
+        for party, spent_ms in spent.items():
+            self._served[party] = self.served(party) + spent_ms / parties[party]
         for priority in {party.priority for party in parties}:
+            self._bound_debts([party for party in parties if party.priority is priority])
             if RANKS[priority] > top:
-                own = sum(count for party, count in rows.items() if party.priority is priority)
-                credit = self._credit_ms[priority] + self._shares[priority] * step_ms
-                credit -= own * each_ms
-                self._credit_ms[priority] = min(credit, self._credit_ms_max)
+                own_ms = sum(ms for party, ms in spent.items() if party.priority is priority)
+                credit_ms = self._credit_ms[priority] + self._shares[priority] * step_ms - own_ms
+                self._credit_ms[priority] = min(credit_ms, self._credit_ms_max)
+
+    def _bound_debts(self, peers: list[Party]) -> None:
+        least = min(self.served(party) for party in peers)
+        for party in peers:
+            self._served[party] = min(self.served(party), least + self._debt_ms_max)

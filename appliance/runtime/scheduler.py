@@ -61,6 +61,7 @@ class Scheduler:
                 Priority.BATCH: limits.batch_share,
             },
             credit_ms_max=limits.step_ms_while_streaming,
+            debt_ms_max=limits.step_ms_max,
         )
         self._composer = Composer(limits, cost, self._fairness)
         self._turns = AdapterTurns(limits.adapter_turn_steps)

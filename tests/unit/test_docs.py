@@ -12,7 +12,7 @@ from appliance.cli.main import VERBS
 from appliance.config import SECTIONS
 from appliance.errors import concrete_classes
 from appliance.observe.families import FAMILIES
-from tools import code_reference, import_picture, room_table
+from tools import code_reference, import_picture, room_table, scheduler_example
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -48,6 +48,11 @@ def test_the_import_picture_is_fresh() -> None:
 def test_the_architecture_lists_every_room_as_it_says_of_itself() -> None:
     text = room_table.PAGE.read_text()
     assert text == room_table.placed(text)
+
+
+def test_the_schedulers_worked_example_is_fresh() -> None:
+    text = scheduler_example.PAGE.read_text()
+    assert text == scheduler_example.placed(text)
 
 
 def test_the_picture_leaves_out_only_what_others_imply() -> None:

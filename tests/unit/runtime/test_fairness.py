@@ -18,7 +18,7 @@ LOW = Party(Priority.BATCH, "a")
 
 def fairness() -> Fairness:
     shares = {Priority.INTERACTIVE: 1.0, Priority.NORMAL: 0.3, Priority.BATCH: 0.1}
-    return Fairness(shares=shares, credit_ms_max=300.0)
+    return Fairness(shares=shares, credit_ms_max=300.0, debt_ms_max=1000.0)
 
 
 def test_the_party_that_was_given_least_is_due_and_others_have_a_bounded_lead() -> None:
@@ -27,6 +27,20 @@ def test_the_party_that_was_given_least_is_due_and_others_have_a_bounded_lead() 
     allowed = accounts.allowances(both, 30.0)
     assert allowed[B] == math.inf
     assert allowed[A] == pytest.approx(-70.0)
+
+
+def test_the_price_of_a_small_step_is_charged_in_part_and_to_whoever_is_due() -> None:
+    accounts, both = fairness(), {A: 1.0, B: 1.0}
+    accounts.charge({A: 10}, both, 100.0, 10.0)
+    accounts.charge({A: 1, B: 1}, both, 40.0, 10.0)
+    assert accounts.served(A) == pytest.approx(110.0)
+    assert accounts.served(B) == pytest.approx(10.0 + 0.3 * 20.0)
+
+
+def test_nobody_owes_more_than_the_bound() -> None:
+    accounts, both = fairness(), {A: 1.0, B: 1.0}
+    accounts.charge({A: 1000}, both, 10_000.0, 10.0)
+    assert accounts.served(A) == 1000.0
 
 
 def test_time_is_shared_by_weight() -> None:
@@ -42,10 +56,10 @@ def test_time_is_shared_by_weight() -> None:
 
 def test_a_party_that_comes_back_neither_claims_its_absence_nor_loses_its_debt() -> None:
     accounts = fairness()
-    accounts.charge({A: 100}, {A: 1.0}, 1000.0, 10.0)
+    accounts.charge({A: 50}, {A: 1.0}, 500.0, 10.0)
     accounts.arrive(B, [A])
     assert accounts.served(B) == accounts.served(A)
-    accounts.charge({B: 100}, {B: 1.0}, 1000.0, 10.0)
+    accounts.charge({B: 50}, {A: 1.0, B: 1.0}, 500.0, 10.0)
     accounts.arrive(B, [A])
     assert accounts.served(B) == 2 * accounts.served(A)
 
