@@ -202,7 +202,7 @@ class _Fit:
             known = self._measured.get(shape.prefill, measured)
             self._measured[shape.prefill] = min(known, measured)
             self._curve = _Curve(self._measured)
-        predicted = self.predict_ms(shape)
+        predicted = self.predict_rows_ms(shape.decode, shape.prefill, shape.kv_span)
         if self.observed >= len(_START):
             # A step that another process held up says little: pull it in, and believe it slowly.
             measured = min(measured, max(predicted, _STEP_MS_FLOOR) * _OUTLIER)
