@@ -190,6 +190,9 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, reason) for each pair of values that can't both hold."""
     yield from _address_contradictions(config)
     yield from _engine_contradictions(config.engine)
+    if config.scheduling.draft_ngram_min > config.scheduling.draft_ngram_max:
+        high = config.scheduling.draft_ngram_max
+        yield "scheduling.draft_ngram_min", f"is above scheduling.draft_ngram_max ({high})"
     for model in config.models:
         yield from _model_contradictions(model, config.engine)
     yield from _adapter_contradictions(config)

@@ -7,7 +7,7 @@ What it never does: read anything.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -79,3 +79,47 @@ class Scheduling(Section):
             description="Host memory of one model for sequences that had to make way, in bytes.",
         ),
     ] = 256 * 1024 * 1024
+    draft: Annotated[
+        Literal["ngram", "off"],
+        Meta(
+            description=(
+                "What guesses a stream's next tokens, for one step to check many: ngram, what "
+                "followed the same tokens earlier in the stream; off. Answers are the same."
+            )
+        ),
+    ] = "ngram"
+    draft_tokens_max: Annotated[
+        int, Meta(ge=1, le=64, description="Most tokens guessed for one stream in one step.")
+    ] = 16
+    draft_streams_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Most streams decoding together with which tokens are still guessed.",
+        ),
+    ] = 16
+    draft_stretch_max: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=10,
+            description="Most that guesses lengthen a step for a stream without any, as a factor.",
+        ),
+    ] = 1.25
+    draft_lookback_tokens: Annotated[
+        int,
+        Meta(
+            ge=128,
+            le=1_048_576,
+            description="Latest tokens of a stream in which earlier occurrences are looked up.",
+        ),
+    ] = 8192
+    draft_ngram_min: Annotated[
+        int,
+        Meta(ge=1, le=32, description="Tokens that an earlier place must have in common."),
+    ] = 2
+    draft_ngram_max: Annotated[
+        int,
+        Meta(ge=1, le=32, description="Tokens that places are compared over, to take the best."),
+    ] = 16

@@ -154,6 +154,24 @@ FAMILIES: tuple[Family, ...] = (
         "Finished sequences given up to make room for others.",
         "model",
     ),
+    _counter(
+        "appliance_draft_tokens_total",
+        "tokens",
+        "Tokens that were guessed and checked.",
+        "model",
+    ),
+    _counter(
+        "appliance_draft_accepted_tokens_total",
+        "tokens",
+        "Guessed tokens that were what the model drew.",
+        "model",
+    ),
+    _gauge(
+        "appliance_draft_gain_ratio",
+        "ratio",
+        "Tokens per second of the latest steps, as a multiple of those without guesses.",
+        "model",
+    ),
     _gauge(
         "appliance_swapped_bytes",
         "bytes",

@@ -78,6 +78,21 @@ class StepGauges(Protocol):
         ...
 
     @property
+    def drafted_total(self) -> int:
+        """Guessed and checked, since the worker started."""
+        ...
+
+    @property
+    def draft_accepted_total(self) -> int:
+        """Guessed rightly, since the worker started."""
+        ...
+
+    @property
+    def draft_gain(self) -> float:
+        """Tokens per second, as a multiple of those without guesses."""
+        ...
+
+    @property
     def preemptions_total(self) -> int:
         """Since the worker started."""
         ...
@@ -255,6 +270,7 @@ class Metrics:
             ("appliance_kv_cells_cached", gauges.cells_cached),
             ("appliance_kv_cells_capacity", gauges.cells_total),
             ("appliance_swapped_bytes", gauges.swapped_bytes),
+            ("appliance_draft_gain_ratio", gauges.draft_gain),
             ("appliance_kv_cache_usage_ratio", gauges.cells_used / max(1, gauges.cells_total)),
         ):
             self.record(name, number, model=model)
@@ -274,6 +290,8 @@ class Metrics:
                 "appliance_preemptions_total": gauges.preemptions_total,
                 "appliance_prefix_tokens_total": gauges.prefix_tokens_total,
                 "appliance_prefix_evictions_total": gauges.evictions_total,
+                "appliance_draft_tokens_total": gauges.drafted_total,
+                "appliance_draft_accepted_tokens_total": gauges.draft_accepted_total,
             },
         )
 

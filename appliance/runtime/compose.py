@@ -11,6 +11,7 @@ What it never does: change a job, or make room: it tells what it could not place
  2. Prompts: what is left of the time goes to prompts. First by class; inside it by what the party
     was given, then by deadline, then the shortest rest, less the time it has waited: finishing one
     early beats halving two, and nobody waits for ever behind shorter ones.
+ 3. Guesses of what comes next (`speculation`): in a step without prompts, in cells nobody wants.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from dataclasses import dataclass
 from appliance.runtime.cost import ROW_QUANTUM, CostModel, StepShape
 from appliance.runtime.fairness import RANKS, Fairness, Party
 from appliance.runtime.jobs import Choice, Job, SchedulerLimits, Span
+from appliance.runtime.speculation import Speculation
 
 CHUNK_MIN = 8  # a prompt goes on, however short the budget
 _LUMP = ROW_QUANTUM - 1
+_NO_DRAFT: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +42,27 @@ class Composed:
 class Composer:
     """Fill steps by these limits and prices. Keeps nothing between two steps."""
 
-    def __init__(self, limits: SchedulerLimits, cost: CostModel, fairness: Fairness) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        cost: CostModel,
+        fairness: Fairness,
+        speculation: Speculation | None = None,
+    ) -> None:
         """Look at, and never change, the prices and the accounts."""
         self._limits = limits
+        self._speculation = speculation
         self._cost = cost
         self._fairness = fairness
 
     def compose(
-        self, jobs: Sequence[Job], *, rows_max: int, cells_used: int, now_ms: float
+        self,
+        jobs: Sequence[Job],
+        *,
+        rows_max: int,
+        cells_used: int,
+        now_ms: float,
+        may_guess: bool = True,
     ) -> Composed:
         """Fill a step from these jobs, which all run with one adapter."""
         cells_free = self._limits.cells_total - cells_used
@@ -56,12 +72,17 @@ class Composer:
         allowed = self._fairness.allowances(parties, lead_ms)
         decode = self._decode(jobs, allowed, cells_used)[:rows_max]
         is_short = len(decode) > cells_free
-        filling = _Filling(decode[: max(0, cells_free)])
+        prompts = self._prompts(jobs, now_ms)
+        drafts = [_NO_DRAFT] * len(decode)
+        may_guess = may_guess and bool(decode) and not prompts and not is_short
+        if self._speculation is not None and may_guess:
+            drafts = self._drafts(self._speculation, decode, min(rows_max, cells_free), cells_used)
+        filling = _Filling(decode[: max(0, cells_free)], drafts)
         budget_ms = self._limits.step_ms_while_streaming if decode else self._limits.step_ms_max
         room = self._room(len(decode), cells_used, budget_ms)
         room = min(room, rows_max - len(decode), cells_free - len(decode))
         if room > 0:
-            self._prefill(filling, self._prompts(jobs, now_ms), room, allowed, cells_used)
+            self._prefill(filling, prompts, room, allowed, cells_used)
         shape = filling.shape(cells_used)
         return Composed(
             spans=tuple(filling.spans), shape=shape, is_short=is_short or not filling.spans
@@ -115,6 +136,24 @@ class Composer:
             else:
                 high = middle
         return low
+
+    # --- guesses ---
+
+    def _drafts(
+        self, speculation: Speculation, decode: Sequence[Choice], rows_max: int, cells_used: int
+    ) -> list[tuple[int, ...]]:
+        """Guess on for choices that decode, in so many rows with their own."""
+        rooms = [self._draft_room(choice) for choice in decode]
+        shape = StepShape(decode=len(decode), prefill=0, kv_span=cells_used + len(decode))
+        rows = min(rows_max, self._limits.sequences_max + speculation.limits.tokens_max)
+        return speculation.draft(decode, rooms, shape, rows - len(decode))
+
+    def _draft_room(self, choice: Choice) -> int:
+        """Count the guesses of a choice that could come true; none while others share its row."""
+        if not choice.job.is_forked:
+            return 0
+        left = self._limits.context_tokens - choice.length
+        return max(0, min(choice.job.may_draw(choice), left) - 1)
 
     # --- prompts ---
 
@@ -188,14 +227,14 @@ class Composer:
 class _Filling:
     """A step while it is filled: decode rows first, in the order of the batch."""
 
-    def __init__(self, decode: Sequence[Choice]) -> None:
-        self.spans = [
-            Span(choice, choice.seq_id, choice.evaluated, 1, row)
-            for row, choice in enumerate(decode)
-        ]
-        self.decode = len(decode)
+    def __init__(self, decode: Sequence[Choice], drafts: Sequence[tuple[int, ...]]) -> None:
+        self.spans: list[Span] = []
+        self._rows = 0
+        for choice, draft in zip(decode, drafts, strict=False):
+            self.spans.append(Span(choice, choice.seq_id, choice.evaluated, 1, self._rows, draft))
+            self._rows += 1 + len(draft)
+        self.decode = self._rows
         self.prefill = 0
-        self._rows = len(decode)
 
     def add_prompt(self, choice: Choice, count: int) -> None:
         job = choice.job

@@ -163,7 +163,7 @@ class GeneratingEngine:
         for ticket in lost:
             self._scheduler.restart(ticket)
         for choice in plan.exhausted:
-            self._tell(choice, self._of(choice).cut_off())
+            self._tell(choice, [self._of(choice).cut_off()])
             self._forget_if_over(choice.job)
         for job, error in plan.failed:
             self._fail(job.ticket, error)
@@ -171,6 +171,7 @@ class GeneratingEngine:
         if plan.spans and not lost and self._evaluate(plan) is DecodeCode.OK:
             now_ms = self._clock()
             self._pool.observe(plan.shape, now_ms - began_ms, now_ms)
+            self._scheduler.observe(plan, now_ms - began_ms)
         if not self._scheduler.has_work and not self._was_idle:
             self._check_idle()
         self._was_idle = not self._scheduler.has_work
@@ -178,7 +179,7 @@ class GeneratingEngine:
 
     def _evaluate(self, plan: Plan) -> DecodeCode:
         self._adapters.use(plan.adapter)
-        code = self._decode(plan.spans, plan.shape.decode)
+        code = self._decode(plan.spans, plan.singles)
         self._aborts = self._aborts + 1 if code is DecodeCode.ABORTED else 0
         if code is DecodeCode.FATAL or self._aborts >= _ABORTS_MAX:
             raise EngineLost(f"llama_decode: {code.name}")
@@ -193,15 +194,15 @@ class GeneratingEngine:
         return code
 
     def _decode(self, spans: Sequence[Span], singles: int) -> DecodeCode:
-        """Fill the batch, `singles` spans of one row with outputs first, and evaluate it."""
+        """Fill the batch, `singles` spans of one token with outputs first, and evaluate it."""
         context = self._context
         at = 0
         if singles:
             head = spans[:singles]
             at = context.put_singles(
-                [span.choice.token_at(span.start) for span in head],
-                [span.seq_id for span in head],
-                [span.start for span in head],
+                [one for span in head for one in (span.choice.token_at(span.start), *span.draft)],
+                [span.seq_id for span in head for _ in range(span.rows)],
+                [span.start + row for span in head for row in range(span.rows)],
             )
         for span in spans[singles:]:
             token_ids = span.choice.tokens(span.start, span.count)
@@ -222,32 +223,53 @@ class GeneratingEngine:
             )
         if not advance.draws:
             return
-        logits = self._context.logits(1 + max(row for _, row in advance.draws))
+        logits = self._context.logits(1 + max(span.row_last for _, span in advance.draws))
         best = logits.argmax(axis=1)
-        finite = np.isfinite(logits[np.arange(len(best)), best]).tolist()
-        best_ids = best.tolist()
-        for choice, row in advance.draws:
-            if choice.job.ticket not in self._generations:
-                continue  # a sibling's draw has failed the job
-            if not finite[row]:
-                self._abandon(choice.job, "the model produced logits that are not numbers")
-                continue
-            self._draw(choice, logits[row], best_ids[row])
+        finite = np.isfinite(logits[np.arange(len(best)), best])
+        best_ids = np.where(finite, best, -1).tolist()
+        for choice, span in advance.draws:
+            if choice.job.ticket in self._generations:  # else a sibling's draw has failed the job
+                self._draw(choice, span, logits, best_ids)
 
-    def _draw(self, choice: Choice, row: np.ndarray, best: int) -> None:
-        is_last = choice.length + 1 >= self._scheduler.limits.context_tokens
+    def _draw(self, choice: Choice, span: Span, logits: np.ndarray, best_ids: list[int]) -> None:
+        """Draw a token, and one more for each guess that is what was drawn.
+
+        best_ids: the largest index of each row, -1 where it is not finite.
+        """
+        drawn: list[Drawn] = []
         try:
-            drawn = self._of(choice).draw(row, choice.length, best, is_last=is_last)
+            for row, guess in enumerate((*span.draft, None), start=span.row):
+                drawn.append(self._draw_one(choice, logits[row], best_ids[row]))
+                if drawn[-1].token_id != guess or drawn[-1].finish is not None:
+                    break
         except DecodeFailed as error:
+            if drawn:
+                self._tell(choice, drawn)
             self._scheduler.remove(choice.job.ticket)
             self._fail(choice.job.ticket, error)
             return
-        if drawn.token_id is not None:
-            self._scheduler.accept(choice, drawn.token_id)
+        if span.draft:
+            self._settle(choice, kept=len(drawn) - 1, drafted=len(span.draft))
         self._tell(choice, drawn)
-        if drawn.finish is not None:
+        if drawn[-1].finish is not None:
             self._scheduler.finish(choice, self._clock())
             self._forget_if_over(choice.job)
+
+    def _draw_one(self, choice: Choice, row: np.ndarray, best: int) -> Drawn:
+        if best < 0:
+            raise DecodeFailed(reason="the model produced logits that are not numbers")
+        is_last = choice.length + 1 >= self._scheduler.limits.context_tokens
+        drawn = self._of(choice).draw(row, choice.length, best, is_last=is_last)
+        if drawn.token_id is not None:
+            self._scheduler.accept(choice, drawn.token_id)
+        return drawn
+
+    def _settle(self, choice: Choice, *, kept: int, drafted: int) -> None:
+        """Take back the guesses that did not come true, before anything else is done."""
+        self._scheduler.settle(choice, kept=kept, rejected=drafted - kept)
+        if kept < drafted:
+            is_cut = self._context.cut(choice.seq_id, choice.evaluated)
+            assert is_cut, f"sequence {choice.seq_id} could not be cut"
 
     def _isolate(self, plan: Plan) -> None:
         """Evaluate each span alone, so that the one that is refused fails only its own job."""
@@ -269,15 +291,15 @@ class GeneratingEngine:
     def _of(self, choice: Choice) -> Generation:
         return self._generations[choice.job.ticket][choice.index]
 
-    def _tell(self, choice: Choice, drawn: Drawn) -> None:
+    def _tell(self, choice: Choice, drawn: Sequence[Drawn]) -> None:
         self._news.append(
             wire.News(
                 ticket=choice.job.ticket,
                 choice=choice.index,
-                token_ids=() if drawn.token_id is None else (drawn.token_id,),
-                text=drawn.text,
-                logprobs=() if drawn.logprob is None else (drawn.logprob,),
-                finish=drawn.finish,
+                token_ids=tuple(one.token_id for one in drawn if one.token_id is not None),
+                text="".join(one.text for one in drawn),
+                logprobs=tuple(one.logprob for one in drawn if one.logprob is not None),
+                finish=drawn[-1].finish,
             )
         )
 
@@ -314,7 +336,7 @@ class GeneratingEngine:
 
     def _gauges(self, plan: Plan, step_ms: float) -> wire.EngineGauges:
         scheduler, cache = self._scheduler, self._scheduler.cache
-        parked = cache.cells_parked
+        parked, guesses = cache.cells_parked, scheduler.speculation
         return wire.EngineGauges(
             running=scheduler.running_count,
             waiting=scheduler.waiting_count,
@@ -334,6 +356,9 @@ class GeneratingEngine:
             threads_decode=self._pool.counts.decode,
             threads_prefill=self._pool.counts.prefill,
             threads_change=self._pool.take_change(),
+            drafted_total=0 if guesses is None else guesses.drafted_total,
+            draft_accepted_total=0 if guesses is None else guesses.accepted_total,
+            draft_gain=1.0 if guesses is None else guesses.gain,
         )
 
     def _check_idle(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from appliance.domain import Priority
 from appliance.errors import ApplianceError
 from appliance.runtime.cost import StepShape
+from appliance.runtime.draft import Track
 from appliance.runtime.fairness import Party
 
 
@@ -53,6 +54,7 @@ class Choice:
     """One answer being generated. `evaluated` counts its tokens that lie in the cache.
 
     swapped: how many of its tokens lie in host memory instead. last_step: when it last got a row.
+    track: what its next tokens are guessed from, None while nothing is guessed.
     """
 
     job: Job
@@ -63,6 +65,7 @@ class Choice:
     is_ended: bool = False
     swapped: int = 0
     last_step: int = 0
+    track: Track | None = None
 
     @property
     def length(self) -> int:
@@ -156,13 +159,27 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive tokens of one choice in a step; `row` is its logits row, -1 for none."""
+    """Consecutive tokens of one choice in a step; `row` is its logits row, -1 for none.
+
+    The guesses of `draft` follow its one token, with the logits rows after its own.
+    """
 
     choice: Choice
     seq_id: int
     start: int
     count: int
     row: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Count its rows in the batch."""
+        return self.count + len(self.draft)
+
+    @property
+    def row_last(self) -> int:
+        """Find the logits row of its last guess, `row` without guesses."""
+        return self.row + len(self.draft)
 
 
 class MoveKind(enum.Enum):
@@ -205,11 +222,25 @@ class Plan:
     exhausted: tuple[Choice, ...]
     failed: tuple[tuple[Job, ApplianceError], ...]
 
+    @property
+    def singles(self) -> int:
+        """Count the spans of decode rows, which come first."""
+        return self.shape.decode - self.drafted
+
+    @property
+    def drafted(self) -> int:
+        """Count the rows that are guesses."""
+        return sum(len(span.draft) for span in self.spans)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """What a decoded step leads to: copy `forks` (source, target), then draw (choice, row)."""
+    """What a decoded step leads to: copy `forks` (source, target), then draw (choice, span).
+
+    Each choice is drawn from the row of its span, and from the rows of those guesses that its draws
+    make true; `Scheduler.settle` is told how many those were.
+    """
 
     forks: tuple[tuple[int, int], ...]
-    draws: tuple[tuple[Choice, int], ...]
+    draws: tuple[tuple[Choice, Span], ...]
     prefills: tuple[tuple[Job, int], ...]  # prompt tokens done

@@ -38,6 +38,7 @@ from appliance.runtime.llama import (
 from appliance.runtime.loaded_adapters import LoadedAdapters
 from appliance.runtime.pool import Pool
 from appliance.runtime.scheduler import Scheduler
+from appliance.runtime.speculation import Speculation
 from appliance.runtime.submission import Submission
 from appliance.runtime.threads import Counts
 from appliance.runtime.warm_up import warm_up
@@ -125,7 +126,7 @@ def _generating_engine(
     limits = _limits(options, context, cell_bytes)
     engine = GeneratingEngine(
         context=context,
-        scheduler=Scheduler(limits, pool.cost),
+        scheduler=Scheduler(limits, pool.cost, _speculation(options, context, pool.cost)),
         submission=Submission(vocabulary, ConstraintCompiler(tokenizer, vocabulary.spelt)),
         adapters=LoadedAdapters(model, context, clock),
         clock=clock,
@@ -134,6 +135,13 @@ def _generating_engine(
     )
     facts = _facts(options, model, context, limits.context_tokens, cell_bytes)
     return Loaded(engine=engine, facts=facts)
+
+
+def _speculation(options: EngineOptions, context: Context, cost: CostModel) -> Speculation | None:
+    """Guess only where a sequence can be cut: a wrong guess must be taken back."""
+    if options.speculation is None or context.memory_kind is not MemoryKind.CUTTABLE:
+        return None
+    return Speculation(options.speculation, cost)
 
 
 def _limits(options: EngineOptions, context: Context, cell_bytes: int) -> SchedulerLimits:
@@ -252,7 +260,8 @@ def _context_options(options: EngineOptions) -> ContextOptions:
         cells=max(options.cells_total, batch_tokens) if pools else options.cells_total,
         batch_tokens=batch_tokens,
         sequences_max=options.sequences_max,
-        outputs_max=options.sequences_max,
+        outputs_max=options.sequences_max
+        + (options.speculation.tokens_max if options.speculation else 0),
         threads_decode=options.threads_decode,
         threads_prefill=options.threads_prefill,
         embedding=pools,

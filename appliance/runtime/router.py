@@ -38,6 +38,7 @@ from appliance.errors import Draining, InvalidRequest, ModelNotServed, ModelUnlo
 from appliance.runtime import gguf, wire
 from appliance.runtime.adapters import AdapterFile
 from appliance.runtime.devices import cores_available, divide_threads
+from appliance.runtime.draft import DraftLimits
 from appliance.runtime.served import Observer, Served
 from appliance.runtime.text_process import TextProcess
 from appliance.runtime.tickets import EmbedJob, Job, Ticket, TicketEvent
@@ -364,6 +365,19 @@ def _check_bytes(prompt: Prompt | RankPrompt, bytes_max: int) -> None:
         raise InvalidRequest(field="prompt", reason=f"is larger than {bytes_max} bytes")
 
 
+def _draft_limits(scheduling: Scheduling) -> DraftLimits | None:
+    if scheduling.draft == "off":
+        return None
+    return DraftLimits(
+        tokens_max=scheduling.draft_tokens_max,
+        streams_max=scheduling.draft_streams_max,
+        lookback_tokens=scheduling.draft_lookback_tokens,
+        ngram_min=scheduling.draft_ngram_min,
+        ngram_max=scheduling.draft_ngram_max,
+        stretch_max=scheduling.draft_stretch_max,
+    )
+
+
 def _engine_options(
     path: Path,
     engine: Engine,
@@ -404,6 +418,7 @@ def _engine_options(
         turn_ms=scheduling.turn_ms,
         adapter_turn_steps=scheduling.adapter_turn_steps,
         swap_bytes_max=scheduling.swap_bytes,
+        speculation=_draft_limits(scheduling),
         ack_window_steps=engine.ack_window_steps,
         kind=kind,
         stall_factor=engine.stall_factor,

@@ -37,6 +37,7 @@ from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.fairness import RANKS, Fairness, Party
 from appliance.runtime.jobs import Advance, Choice, Job, Plan, SchedulerLimits, Span
 from appliance.runtime.prefix import Match
+from appliance.runtime.speculation import Speculation
 from appliance.runtime.turns import AdapterTurns
 
 _SEEN_JOBS = 0.1  # weight of the newest job in the mean duration
@@ -47,11 +48,14 @@ _DISPLACED_MAX = 3  # times a job makes way for others before it is left in peac
 class Scheduler:
     """The owner of queue and running jobs. Called by one thread; nothing here blocks."""
 
-    def __init__(self, limits: SchedulerLimits, cost: CostModel) -> None:
-        """Begin idle, with every sequence and cell free."""
+    def __init__(
+        self, limits: SchedulerLimits, cost: CostModel, speculation: Speculation | None = None
+    ) -> None:
+        """Begin idle, with every sequence and cell free. speculation None: never guess."""
         assert 0 < limits.sequences_max <= limits.batch_tokens
         self.limits = limits
         self.cost = cost
+        self.speculation = speculation
         self.cache = Cache(limits, cost)
         self.preemptions_total = 0
         self._fairness = Fairness(
@@ -63,7 +67,7 @@ class Scheduler:
             credit_ms_max=limits.step_ms_while_streaming,
             debt_ms_max=limits.step_ms_max,
         )
-        self._composer = Composer(limits, cost, self._fairness)
+        self._composer = Composer(limits, cost, self._fairness, speculation)
         self._turns = AdapterTurns(limits.adapter_turn_steps)
         self._waiting: list[Job] = []
         self._running: list[Job] = []
@@ -72,7 +76,9 @@ class Scheduler:
         self._exhausted: list[Choice] = []
         self._next_order = 0
         self._steps = 0
+        self._accepted = 0  # guesses of this step that were right
         self._rows_max = limits.batch_tokens
+        self._may_guess = True
         self._job_ms = 1000.0
         self._admit_again = True
         self._aged_ms = 0.0
@@ -132,12 +138,13 @@ class Scheduler:
         """
         self.cache.now_ms = now_ms
         self._steps += 1
+        self._accepted = 0
         failed = self._expire(now_ms)
         started = self._admit(now_ms)
         composed, adapter = self._compose(now_ms)
         moves = self.cache.take_moves()
         exhausted, self._exhausted = tuple(self._exhausted), []
-        self._rows_max = self.limits.batch_tokens
+        self._rows_max, self._may_guess = self.limits.batch_tokens, True
         shape = composed.shape
         return Plan(
             moves=moves,
@@ -157,23 +164,23 @@ class Scheduler:
         of a prompt just finished share.
         """
         forks: list[tuple[int, int]] = []
-        draws: list[tuple[Choice, int]] = []
+        draws: list[tuple[Choice, Span]] = []
         prefills: list[tuple[Job, int]] = []
         rows: dict[Party, int] = {}
         for span in spans:
             choice, job = span.choice, span.choice.job
             choice.evaluated += span.count
             choice.last_step = self._steps
-            rows[job.party] = rows.get(job.party, 0) + span.count
-            self.cache.ledger.grow(span.seq_id, span.count)
+            rows[job.party] = rows.get(job.party, 0) + span.rows
+            self.cache.ledger.grow(span.seq_id, span.rows)
             if job.is_forked:
                 if span.row >= 0:
-                    draws.append((choice, span.row))
+                    draws.append((choice, span))
                 continue
             prefills.extend(self._progress(job, choice))
             if choice.evaluated == len(job.prompt):
                 forks.extend(self._fork(job, choice))
-                draws.extend((other, span.row) for other in job.live if not other.outputs)
+                draws.extend((other, span) for other in job.live if not other.outputs)
         self._charge(rows, spans)
         return Advance(forks=tuple(forks), draws=tuple(draws), prefills=tuple(prefills))
 
@@ -181,6 +188,23 @@ class Scheduler:
         """Append a drawn token; returns whether the context has no room for another."""
         choice.outputs.append(token_id)
         return choice.length >= self.limits.context_tokens
+
+    def settle(self, choice: Choice, *, kept: int, rejected: int) -> None:
+        """Keep the guesses that came true, the first ones; give back the cells of the others.
+
+        Call after the draws of a span with guesses, before its choice may end. The sequence must be
+        cut to what the choice has evaluated then.
+        """
+        choice.evaluated += kept
+        self._accepted += kept
+        self.cache.ledger.shrink(choice.seq_id, rejected)
+
+    def observe(self, plan: Plan, step_ms: float) -> None:
+        """Learn from an evaluated plan what its guesses came to; step_ms has the draws in it."""
+        if self.speculation is not None:
+            self.speculation.observe(
+                plan.shape, drafted=plan.drafted, accepted=self._accepted, step_ms=step_ms
+            )
 
     def finish(self, choice: Choice, now_ms: float) -> bool:
         """End a choice well; returns whether that completed its job. Its prefix may be kept."""
@@ -199,7 +223,9 @@ class Scheduler:
         The ledger promises room, so this is the answer to what it can't know.
         """
         rows = plan.shape.decode + plan.shape.prefill
-        if len(self._running) == 1 and rows > plan.shape.decode and rows > 1:
+        if plan.drafted:
+            self._may_guess = False
+        elif len(self._running) == 1 and rows > plan.shape.decode and rows > 1:
             self._rows_max = max(1, plan.shape.decode, rows // 2)
         else:
             self._relieve()
@@ -370,6 +396,7 @@ class Scheduler:
                 rows_max=self._rows_max,
                 cells_used=self.cache.ledger.used,
                 now_ms=now_ms,
+                may_guess=self._may_guess,
             )
             if not composed.is_short:
                 self._turns.took(adapter)
@@ -401,7 +428,7 @@ class Scheduler:
         if len(parties) < 2 and len(self._parties) < 2:  # noqa: PLR2004 - nobody to share with
             return
         total = sum(rows.values())
-        decode = sum(span.count == 1 for span in spans)
+        decode = sum(span.rows for span in spans if span.count == 1)
         used = self.cache.ledger.used
         step_ms = self.cost.predict_rows_ms(decode, total - decode, used)
         self._fairness.charge(rows, parties, step_ms, self.cost.row_ms)

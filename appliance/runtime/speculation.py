@@ -8,9 +8,9 @@ What it never does: change what is drawn. A guess is right if the choice would h
 
 A step is worth its tokens per ms. Each choice's own row brings one token; the guess at place i
 brings one with the chance that it and all before it are right, so guesses are taken in the order of
-their chance, and the number of them is the one with the most tokens per ms. Rows of prompts count
-as a token each. So guesses become dear by themselves: a step full of rows has no fixed costs left
-to share, and then only a certain guess would pay.
+their chance, and the number of them is the one with the most tokens per ms. So guesses become dear
+by themselves: a step full of rows has no fixed costs left to share, and then only a certain guess
+would pay. With more than `streams_max` choices nobody looks.
 
 The prices are the cost model's. What they promise is held against what came: tokens per measured
 ms, beside those of steps without guesses, which are measured with as many streams at least every
@@ -27,9 +27,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.draft import DraftLimits, Score, Track
+
+if TYPE_CHECKING:
+    from appliance.runtime.jobs import Choice
 
 _BEGIN = 1.05
 _GO_ON = 1.01
@@ -69,18 +73,19 @@ class Speculation:
         self._plain: dict[int, tuple[float, int]] = {}  # streams: ms, step
         self._step = 0
 
-    def open(self, tokens: Sequence[int]) -> Track:
-        """Begin to follow a choice that has these tokens."""
-        return Track(tokens, self.limits, self._score)
-
     def draft(
-        self, tracks: Sequence[Track], rooms: Sequence[int], shape: StepShape, rows_max: int
+        self, choices: Sequence[Choice], rooms: Sequence[int], shape: StepShape, rows_max: int
     ) -> list[tuple[int, ...]]:
-        """Guess for each track at most as many tokens as it has room for, `rows_max` in all.
+        """Guess for each choice at most as many tokens as it has room for, `rows_max` in all.
 
-        `shape` is the step without guesses: a decode row for each track, and what it has of
-        prompts. Follow with `observe` if the step was evaluated.
+        `shape` is the step without guesses: a decode row for each choice. Follow with `observe` if
+        the step was evaluated.
         """
+        if len(choices) > self.limits.streams_max:
+            for choice in choices:
+                choice.track = None
+            return [_NOTHING] * len(choices)
+        tracks = [self._follow(choice) for choice in choices]
         left = _INDEXED_MAX
         for track in tracks:
             left -= track.index(left)
@@ -108,6 +113,18 @@ class Speculation:
             self._rows_paid = drafted if gain > 1.0 else min(self._rows_paid, drafted // 2)
         self.gain += _WEIGHT_SHOWN * (gain - self.gain)
 
+    def _follow(self, choice: Choice) -> Track:
+        """Bring the track of a choice up to date."""
+        length, track = choice.length, choice.track
+        if track is None:
+            size = min(length, self.limits.lookback_tokens // 2)
+            tokens = choice.tokens(length - size, size)
+            track = choice.track = Track(tokens, self.limits, self._score)
+            track.length = length
+        elif track.length < length:
+            track.follow(choice.outputs[track.length - length :])
+        return track
+
     # --- how many --------------------------------------------------------------------------------
 
     def _counts(
@@ -117,7 +134,7 @@ class Speculation:
         counts, best = [0] * len(tracks), [0] * len(tracks)
         offers = self._offers(tracks, rooms) if self._is_plain_known(shape) else []
         base_ms = self._cost.predict_ms(shape)
-        tokens = base = float(shape.decode + shape.prefill)
+        tokens = base = float(shape.decode)
         best_gain = (_GO_ON if self._is_on else _BEGIN) / self._trust()
         limit = max(_ROWS_MIN, shape.decode, self._rows_paid * _GROWTH)
         without = shape.decode  # choices without a guess
@@ -134,9 +151,7 @@ class Speculation:
 
     def _price_ms(self, shape: StepShape, drafted: int) -> float:
         decode, kv_span = shape.decode + drafted, shape.kv_span + drafted
-        return self._cost.predict_ms(
-            StepShape(decode=decode, prefill=shape.prefill, kv_span=kv_span)
-        )
+        return self._cost.predict_ms(StepShape(decode=decode, prefill=0, kv_span=kv_span))
 
     def _offers(self, tracks: Sequence[Track], rooms: Sequence[int]) -> list[tuple[float, int]]:
         """List (chance, track) of the guesses, the likeliest first; a track's own are in order."""
@@ -156,9 +171,7 @@ class Speculation:
         return 1.0 + (self._kept - 1.0) * fading
 
     def _is_plain_known(self, shape: StepShape) -> bool:
-        """Say whether a step without guesses was measured lately; steps with prompts never are."""
-        if shape.prefill:
-            return True
+        """Say whether a step without guesses was measured lately, with as many choices."""
         _, step = self._plain.get(shape.decode, (0.0, -_PLAIN_STEPS))
         return self._step - step < _PLAIN_STEPS
 
@@ -176,16 +189,9 @@ class Speculation:
     def _measured_gain(
         self, shape: StepShape, drafted: int, accepted: int, step_ms: float
     ) -> float:
-        plain = StepShape(
-            decode=shape.decode - drafted,
-            prefill=shape.prefill,
-            kv_span=max(0, shape.kv_span - drafted),
-        )
-        rows = plain.decode + plain.prefill
-        plain_ms = self._cost.predict_ms(plain)
-        if not plain.prefill:
-            plain_ms, _ = self._plain.get(plain.decode, (plain_ms, 0))
-        return (rows + accepted) / rows * plain_ms / max(step_ms, 1e-6)
+        streams = shape.decode - drafted
+        plain_ms, _ = self._plain[streams]
+        return (streams + accepted) / streams * plain_ms / max(step_ms, 1e-6)
 
 
 def _chance(offer: tuple[float, int]) -> float:

@@ -3,7 +3,8 @@
 Each schedule is made from a seed that a failure prints: jobs arrive at random with random sizes,
 choices, replays, deadlines and cancels, of several classes, clients, adapters and cache keys, with
 prompts that begin alike; the engine refuses steps at random. The engine keeps what each sequence
-holds, position by position, and what llama.cpp would refuse is an error here. After every step the
+holds, position by position, and what llama.cpp would refuse is an error here. Some choices repeat
+themselves, so that the scheduler guesses on; wrong guesses are cut off again. After every step the
 invariants are checked; at the end everything must have ended, exactly once.
 """
 
@@ -19,9 +20,11 @@ import pytest
 from appliance.domain import Priority
 from appliance.errors import ApplianceError, ContextTooLong, DeadlineExceeded, QueueFull
 from appliance.runtime.cost import CostModel
+from appliance.runtime.draft import DraftLimits
 from appliance.runtime.fairness import RANKS
 from appliance.runtime.jobs import Choice, Job, Move, MoveKind, Plan, SchedulerLimits, Span
 from appliance.runtime.scheduler import Scheduler
+from appliance.runtime.speculation import Speculation
 
 SCHEDULES_PER_CASE = 180
 STEPS_MAX = 20_000
@@ -69,18 +72,22 @@ class BookEngine:
             del self.saved[key]
 
     def decode(self, spans: tuple[Span, ...], batch_tokens: int) -> None:
-        rows = sum(span.count for span in spans)
+        rows = sum(span.rows for span in spans)
         assert 0 < rows <= batch_tokens
         assert self.used + rows <= self.cells_total, "no room: the ledger promised it"
         assert len({span.seq_id for span in spans}) == len(spans)
-        wanted = [span.row for span in spans if span.row >= 0]
+        given = [span for span in spans if span.row >= 0]
+        wanted = [row for span in given for row in range(span.row, span.row_last + 1)]
         assert wanted == list(range(len(wanted))), "logit rows are not in batch order"
         for span in spans:
             cells = self.sequences.setdefault(span.seq_id, [])
             assert len(cells) == span.start, "a gap in the positions"
             tokens = span.choice.tokens(span.start, span.count)
             assert len(tokens) == span.count
-            cells.extend([token] for token in tokens)
+            cells.extend([token] for token in (*tokens, *span.draft))
+
+    def cut(self, seq_id: int, tokens: int) -> None:
+        del self.sequences[seq_id][tokens:]
 
     def text(self, seq_id: int) -> list[int]:
         return [cell[0] for cell in self.sequences[seq_id]]  # type: ignore[index]
@@ -93,6 +100,8 @@ class World:
     seed: int
     rng: random.Random = field(init=False)
     now_ms: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
     ends: dict[int, str] = field(default_factory=dict)
     live: dict[int, Job] = field(default_factory=dict)
     length_of: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -127,7 +136,19 @@ class World:
         self.priorities = rng.choice([[Priority.NORMAL], list(Priority)])
         self.clients = rng.choice([[""], ["a", "b"], ["a", "b", "c", "d"]])
         self.adapters = rng.choice([[""], [""], ["", "x", "y"]])
-        self.scheduler = Scheduler(limits, CostModel())
+        self.period = rng.choice([0, 2, 7])
+        drafts = DraftLimits(
+            tokens_max=rng.choice([1, 4, 20]),
+            streams_max=rng.choice([2, 16]),
+            lookback_tokens=64,
+            ngram_min=2,
+            ngram_max=4,
+            stretch_max=1.25,
+        )
+        cost = CostModel()
+        speculation = rng.choice([None, Speculation(drafts, cost)])
+        self.scheduler = Scheduler(limits, cost, speculation)
+        self.outputs_max = sequences + (drafts.tokens_max if speculation else 0)
         self.engine = BookEngine(cells)
 
     # --- clients ---------------------------------------------------------------------------------
@@ -152,7 +173,7 @@ class World:
             replayed = min(rng.choice([0, 0, 0, 1, 3, 9]), job.max_tokens or 9)
             if size + replayed >= limits.context_tokens or job.max_tokens == 0:
                 replayed = 0
-            accepted = [_token(ticket, index, size + k) for k in range(replayed)]
+            accepted = [self.token(ticket, index, size + k) for k in range(replayed)]
             is_ended = index > 0 and rng.random() < 0.2
             job.add_choice(accepted, is_ended=is_ended)
             if not is_ended:
@@ -211,9 +232,10 @@ class World:
     def evaluate(self, plan: Plan) -> None:
         scheduler = self.scheduler
         self.engine.decode(plan.spans, scheduler.limits.batch_tokens)
+        outputs = [1 + span.row_last for span in plan.spans if span.row >= 0]
+        assert max(outputs, default=0) <= self.outputs_max
         rows = plan.shape.decode + plan.shape.prefill
         step_ms = 1.0 + rows * self.row_ms
-        scheduler.cost.observe(plan.shape, step_ms)
         self.now_ms += step_ms
         advance = scheduler.advance(plan.spans)
         for source, target in advance.forks:
@@ -221,23 +243,45 @@ class World:
         for job, done in advance.prefills:
             assert self.progress.get(job.ticket, 0) < done <= len(job.prompt)
             self.progress[job.ticket] = done
-        for choice, row in advance.draws:
-            assert row >= 0
-            self.draw(choice)
+        for choice, span in advance.draws:
+            assert span.row >= 0
+            self.draw(choice, span)
+        scheduler.cost.observe(plan.shape, step_ms)
+        scheduler.observe(plan, step_ms)
 
-    def draw(self, choice: Choice) -> None:
-        job = choice.job
+    def draw(self, choice: Choice, span: Span) -> None:
         assert choice.pending == 0, "drawn before all tokens were evaluated"
-        held = [*job.prompt, *choice.outputs]
+        held = [*choice.job.prompt, *choice.outputs, *span.draft]
         assert self.engine.text(choice.seq_id) == held, "the cache holds something else"
-        if job.max_tokens is not None and len(choice.outputs) >= job.max_tokens:
+        kept, is_over = 0, False
+        for guess in (*span.draft, None):
+            is_over = self.draw_one(choice)
+            if is_over or choice.outputs[-1] != guess:
+                break
+            kept += 1
+        if span.draft:
+            self.drafted += len(span.draft)
+            self.accepted += kept
+            self.scheduler.settle(choice, kept=kept, rejected=len(span.draft) - kept)
+            self.engine.cut(choice.seq_id, choice.evaluated)
+        if is_over:
             self.finish(choice)
-            return
-        token = _token(job.ticket, choice.index, choice.length)
+
+    def draw_one(self, choice: Choice) -> bool:
+        """Draw a token, if there may be one; returns whether that was the last."""
+        job = choice.job
+        if job.max_tokens is not None and len(choice.outputs) >= job.max_tokens:
+            return True
+        token = self.token(job.ticket, choice.index, choice.length)
         is_full = self.scheduler.accept(choice, token)
         wanted = self.length_of[job.ticket, choice.index]
-        if is_full or len(choice.outputs) >= min(wanted, job.max_tokens or wanted):
-            self.finish(choice)
+        return is_full or len(choice.outputs) >= min(wanted, job.max_tokens or wanted)
+
+    def token(self, ticket: int, choice: int, position: int) -> int:
+        """Name the token that this choice draws here, whatever else happens: a seeded draw."""
+        if self.period and (position % 13 or ticket % 2):
+            position %= self.period
+        return (ticket * 7919 + choice * 104_729 + position * 31) % 50_000
 
     def finish(self, choice: Choice) -> None:
         if self.scheduler.finish(choice, self.now_ms):
@@ -247,7 +291,7 @@ class World:
         job = choice.job
         for other in job.choices:
             expected = [
-                _token(job.ticket, other.index, len(job.prompt) + k)
+                self.token(job.ticket, other.index, len(job.prompt) + k)
                 for k in range(len(other.outputs))
             ]
             assert other.outputs == expected, "a preemption changed what was drawn"
@@ -279,7 +323,7 @@ class World:
                     if job.is_forked and choice.pending == 1:
                         assert planned[choice.seq_id].count == 1, "a decode row was left out"
         singles = [span for span in plan.spans if span.count == 1]
-        assert plan.shape.decode <= len(singles)
+        assert plan.singles <= len(singles)
         budget_ms = 30.0 if plan.shape.decode else 100.0
         if plan.shape.prefill > 24:  # a chunk is never less than a whole tile
             assert plan.predicted_ms <= budget_ms, "a prompt was given more than the budget"
@@ -328,12 +372,7 @@ class World:
         assert len(cache._tree) == len(cache.parked)
 
 
-def _token(ticket: int, choice: int, position: int) -> int:
-    """Name the token that this choice draws here, whatever else happens: like a seeded draw."""
-    return (ticket * 7919 + choice * 104_729 + position * 31) % 50_000
-
-
-def live(seed: int) -> None:
+def live(seed: int) -> World:
     world = World(seed)
     rng = world.rng
     tickets = rng.choice([1, 5, 20])
@@ -357,14 +396,19 @@ def live(seed: int) -> None:
         pytest.fail("the schedule does not come to an end")
     world.check_idle()
     assert set(world.ends) == set(range(tickets))
+    return world
 
 
 @pytest.mark.parametrize("case", range(12))
 def test_random_schedules_keep_every_invariant(case: int) -> None:
+    drafted = accepted = 0
     for number in range(SCHEDULES_PER_CASE):
         seed = case * SCHEDULES_PER_CASE + number
         try:
-            live(seed)
+            world = live(seed)
+            drafted += world.drafted
+            accepted += world.accepted
         except BaseException:
             print(f"schedule seed: {seed}")  # noqa: T201 - shown by pytest with the failure
             raise
+    assert 0 < accepted < drafted, "no guess was ever right, or none was ever wrong"

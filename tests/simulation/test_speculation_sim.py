@@ -17,6 +17,7 @@ import pytest
 
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.draft import DraftLimits
+from appliance.runtime.jobs import Job
 from appliance.runtime.speculation import Speculation
 
 TRACES_PER_CASE = 60
@@ -123,8 +124,10 @@ class Trace:
         self.cost = warm_cost(machine)
         self.speculation = Speculation(LIMITS, self.cost)
         self.texts = [text(rng) for _ in range(streams)]
-        self.said = [[next(text) for _ in range(60)] for text in self.texts]
-        self.tracks = [self.speculation.open(said) for said in self.said]
+        job = Job(ticket=0, prompt=[], max_tokens=None)
+        for said in self.texts:
+            job.add_choice([next(said) for _ in range(60)])
+        self.choices = job.choices
         self.ms = 0.0
         self.plain_ms = 0.0
 
@@ -134,10 +137,10 @@ class Trace:
         return self
 
     def step(self) -> None:
-        streams = len(self.tracks)
+        streams = len(self.choices)
         shape = StepShape(decode=streams, prefill=0, kv_span=0)
         rooms = [LIMITS.tokens_max] * streams
-        drafts = self.speculation.draft(self.tracks, rooms, shape, ROWS_MAX - streams)
+        drafts = self.speculation.draft(self.choices, rooms, shape, ROWS_MAX - streams)
         drafted = sum(len(draft) for draft in drafts)
         assert drafted <= ROWS_MAX - streams
         accepted = sum(self.verify(at, draft) for at, draft in enumerate(drafts))
@@ -157,7 +160,7 @@ class Trace:
             drawn.append(next(self.texts[at]))
             if drawn[-1] != guess:
                 break
-        self.tracks[at].follow(drawn)
+        self.choices[at].outputs.extend(drawn)
         return len(drawn) - 1
 
     @property
@@ -198,10 +201,10 @@ def test_a_repeating_text_is_left_alone_where_every_row_has_its_price(streams: i
 
 def test_guesses_end_by_themselves_when_streams_join_and_come_back_when_they_leave() -> None:
     trace = Trace(random.Random(7), lambda rows: 1.0 + 1.0 * rows, repeating, 16)
-    everyone = trace.tracks
+    everyone = trace.choices
     drafted = []
     for streams in (1, 16, 1):
-        trace.tracks = everyone[:streams]
+        trace.choices = everyone[:streams]
         before = trace.speculation.drafted_total
         trace.run(200)
         drafted.append((trace.speculation.drafted_total - before) / 200 / streams)

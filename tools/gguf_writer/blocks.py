@@ -1,6 +1,6 @@
 """Make random tensor data directly in ggml's storage types.
 
-What this room does: bytes of F16, Q8_0, Q4_0, Q4_K and Q6_K rows whose values are zero-mean with a
+What this room does: bytes of F32, F16, Q8_0, Q4_0, Q4_K and Q6_K rows: values are zero-mean with a
 wanted standard deviation; and which type each tensor of a mix gets.
 What it knows: the block layouts of ggml-common.h (block_q4_0, block_q8_0, block_q4_K, block_q6_K).
 What it never does: write, or know about files.
@@ -35,6 +35,7 @@ CHUNK_BYTES = (
 class Quantisation(StrEnum):
     """The types a model file can have; `Q4_K_M` mixes Q4_K and Q6_K as llama.cpp does."""
 
+    F32 = "F32"
     F16 = "F16"
     Q8_0 = "Q8_0"
     Q4_0 = "Q4_0"
@@ -44,6 +45,7 @@ class Quantisation(StrEnum):
 
 
 FILE_TYPES = {
+    Quantisation.F32: LlamaFileType.ALL_F32,
     Quantisation.F16: LlamaFileType.MOSTLY_F16,
     Quantisation.Q8_0: LlamaFileType.MOSTLY_Q8_0,
     Quantisation.Q4_0: LlamaFileType.MOSTLY_Q4_0,
@@ -94,6 +96,11 @@ def _any_bytes(rng: np.random.Generator, blocks: int, count: int) -> Bytes:
     return np.frombuffer(rng.bytes(blocks * count), np.uint8).reshape(blocks, count)
 
 
+def _f32(rng: np.random.Generator, blocks: int, deviation: float) -> Bytes:
+    weights = rng.standard_normal(blocks, dtype=np.float32) * np.float32(deviation)
+    return weights.astype("<f4").view(np.uint8).reshape(blocks, -1)
+
+
 def _f16(rng: np.random.Generator, blocks: int, deviation: float) -> Bytes:
     return _half(rng.standard_normal(blocks, dtype=np.float32) * np.float32(deviation))
 
@@ -142,6 +149,7 @@ def _q6_k(rng: np.random.Generator, blocks: int, deviation: float) -> Bytes:
 _MAKERS: dict[
     GGMLQuantizationType, tuple[Callable[[np.random.Generator, int, float], Bytes], int]
 ] = {
+    GGMLQuantizationType.F32: (_f32, 4),
     GGMLQuantizationType.F16: (_f16, 2),
     GGMLQuantizationType.Q8_0: (_q8_0, 34),
     GGMLQuantizationType.Q4_0: (_q4_0, 18),

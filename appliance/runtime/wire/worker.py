@@ -24,6 +24,7 @@ from appliance.domain import (
     TokenLogprob,
 )
 from appliance.errors import FieldValue
+from appliance.runtime.draft import DraftLimits
 from appliance.runtime.wire.frame import Frame
 
 # --- daemon → worker ----------------------------------------------------------------------------
@@ -61,6 +62,7 @@ class EngineOptions(Frame):
     turn_ms: float = 100.0
     adapter_turn_steps: int = 8
     swap_bytes_max: int = 0
+    speculation: DraftLimits | None = None
     kind: ModelKind = ModelKind.GENERATE
     stall_factor: float = 20.0
     cells_min: int = 0
@@ -249,6 +251,9 @@ class EngineGauges(Frame):
     threads_decode: int = 0
     threads_prefill: int = 0
     threads_change: str = ""
+    drafted_total: int = 0
+    draft_accepted_total: int = 0
+    draft_gain: float = 1.0
 
 
 class Step(Frame, tag="step"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from appliance.runtime.cost import CostModel, StepShape
-from appliance.runtime.draft import DraftLimits, Track
+from appliance.runtime.draft import DraftLimits
+from appliance.runtime.jobs import Choice, Job
 from appliance.runtime.speculation import Speculation
 
 PHRASE = list(range(12))
@@ -30,16 +31,21 @@ def limits(**changes: float) -> DraftLimits:
     return DraftLimits(**{**given, **changes})  # type: ignore[arg-type]
 
 
-def repeating(speculation: Speculation, times: int = 6) -> Track:
-    track = speculation.open(PHRASE)
+def saying(prompt: list[int]) -> Choice:
+    return Job(ticket=1, prompt=prompt, max_tokens=None).add_choice()
+
+
+def repeating(speculation: Speculation, times: int = 6) -> Choice:
+    """Make a choice that has repeated a phrase so often, followed all the way."""
+    choice = saying(PHRASE)
     for token_id in PHRASE * times:
-        track.index(1000)
-        track.follow([token_id])
-    return track
+        drafts(speculation, [choice], rooms=[0])
+        choice.outputs.append(token_id)
+    return choice
 
 
-def fresh(speculation: Speculation) -> Track:
-    return speculation.open(list(range(1000, 1030)))
+def fresh() -> Choice:
+    return saying(list(range(1000, 1030)))
 
 
 def speculating(cost: tuple[float, float], **changes: float) -> Speculation:
@@ -54,13 +60,12 @@ def speculating(cost: tuple[float, float], **changes: float) -> Speculation:
 
 def drafts(
     speculation: Speculation,
-    tracks: list[Track],
+    choices: list[Choice],
     rooms: list[int] | None = None,
     rows_max: int = 64,
-    prefill: int = 0,
 ) -> list[tuple[int, ...]]:
-    shape = StepShape(decode=len(tracks), prefill=prefill, kv_span=100)
-    return speculation.draft(tracks, rooms or [100] * len(tracks), shape, rows_max)
+    shape = StepShape(decode=len(choices), prefill=0, kv_span=100)
+    return speculation.draft(choices, rooms or [100] * len(choices), shape, rows_max)
 
 
 def observe(
@@ -73,27 +78,27 @@ def observe(
     speculation.observe(shape, drafted=drafted, accepted=accepted, step_ms=step_ms)
 
 
-def paying(speculation: Speculation, track: Track) -> tuple[int, ...]:
+def paying(speculation: Speculation, choice: Choice) -> tuple[int, ...]:
     """Let a few steps pay, and draft again."""
     for _ in range(4):
-        drafted = len(drafts(speculation, [track])[0])
+        drafted = len(drafts(speculation, [choice])[0])
         observe(speculation, drafted=drafted, accepted=drafted)
-    return drafts(speculation, [track])[0]
+    return drafts(speculation, [choice])[0]
 
 
 def test_a_repeating_text_is_guessed_where_rows_are_cheap() -> None:
     speculation = speculating(CHEAP)
-    track = repeating(speculation)
-    assert drafts(speculation, [track]) == [tuple(PHRASE[:4])]
-    assert paying(speculation, track) == tuple(PHRASE[:8])
+    choice = repeating(speculation)
+    assert drafts(speculation, [choice]) == [tuple(PHRASE[:4])]
+    assert paying(speculation, choice) == tuple(PHRASE[:8])
 
 
 def test_a_step_without_guesses_is_measured_before_the_first_and_again_from_time_to_time() -> None:
     speculation = Speculation(limits(), cost_of(*CHEAP))
-    track = repeating(speculation)
+    choice = repeating(speculation)
     counts = []
     for _ in range(200):
-        counts.append(len(drafts(speculation, [track])[0]))
+        counts.append(len(drafts(speculation, [choice])[0]))
         observe(speculation, drafted=counts[-1], accepted=counts[-1])
     plain = [step for step, count in enumerate(counts) if not count]
     assert plain[:3] == [0, 65, 130]
@@ -106,34 +111,40 @@ def test_nothing_is_guessed_where_a_row_costs_what_a_step_costs() -> None:
 
 def test_nothing_is_guessed_for_a_text_that_does_not_repeat() -> None:
     speculation = speculating(CHEAP)
-    assert drafts(speculation, [fresh(speculation)]) == [()]
+    assert drafts(speculation, [fresh()]) == [()]
 
 
 def test_no_guess_is_longer_than_its_room_and_all_together_than_the_rows() -> None:
     speculation = speculating(CHEAP, stretch_max=9.0)
-    tracks = [repeating(speculation) for _ in range(3)]
-    paying(speculation, tracks[0])
-    assert [len(draft) for draft in drafts(speculation, tracks, [0, 2, 5])] == [0, 2, 5]
-    assert sum(len(draft) for draft in drafts(speculation, tracks, rows_max=7)) == 7
-    assert drafts(speculation, tracks, rows_max=0) == [(), (), ()]
-    assert drafts(speculation, tracks, rows_max=-1) == [(), (), ()]
+    choices = [repeating(speculation) for _ in range(3)]
+    paying(speculation, choices[0])
+    assert [len(draft) for draft in drafts(speculation, choices, [0, 2, 5])] == [0, 2, 5]
+    assert sum(len(draft) for draft in drafts(speculation, choices, rows_max=7)) == 7
+    assert drafts(speculation, choices, rows_max=0) == [(), (), ()]
+    assert drafts(speculation, choices, rows_max=-1) == [(), (), ()]
 
 
 def test_a_full_step_makes_guesses_too_dear() -> None:
-    speculation = speculating((10.0, 1.0))
-    track = repeating(speculation)
-    track.follow([*PHRASE[:3], 77, 78])  # a match that is not certain
-    track.follow(PHRASE)
-    assert any(drafts(speculation, [track]))
-    assert not any(drafts(speculation, [track], prefill=400))
+    speculation = speculating((0.2, 1.0))
+    choices = [repeating(speculation) for _ in range(8)]
+    assert any(drafts(speculation, choices[:1]))
+    assert not any(drafts(speculation, choices))
+
+
+def test_with_more_streams_than_allowed_nobody_looks_and_nothing_is_held() -> None:
+    speculation = speculating(CHEAP, streams_max=2)
+    choices = [repeating(speculation) for _ in range(3)]
+    assert any(drafts(speculation, choices[:2]))
+    assert drafts(speculation, choices) == [(), (), ()]
+    assert [choice.track for choice in choices] == [None, None, None]
 
 
 @pytest.mark.parametrize("stretch_max", [1.0, 1.1, 1.15, 1.2])
 def test_a_stream_without_guesses_is_held_up_by_a_bounded_part(stretch_max: float) -> None:
     speculation = speculating(CHEAP, stretch_max=stretch_max)
-    track = repeating(speculation)
-    paying(speculation, track)
-    guessed, none = drafts(speculation, [track, fresh(speculation)])
+    choice = repeating(speculation)
+    paying(speculation, choice)
+    guessed, none = drafts(speculation, [choice, fresh()])
     assert none == ()
     base_ms, row_ms = CHEAP[0] + 2 * CHEAP[1], CHEAP[1]
     assert len(guessed) == pytest.approx(base_ms * (stretch_max - 1) / row_ms, abs=1.5)
@@ -141,15 +152,15 @@ def test_a_stream_without_guesses_is_held_up_by_a_bounded_part(stretch_max: floa
 
 def test_promises_that_are_not_kept_turn_guesses_off_and_time_tries_them_again() -> None:
     speculation = speculating(CHEAP)
-    track = repeating(speculation)
+    choice = repeating(speculation)
     lost = 0
-    while drafted := len(drafts(speculation, [track])[0]):
+    while drafted := len(drafts(speculation, [choice])[0]):
         observe(speculation, drafted=drafted, accepted=drafted, step_ms=200.0)
         lost += 1
         assert lost < 40
     assert speculation.gain < 1.0
     off = 0
-    while not any(drafts(speculation, [track])):
+    while not any(drafts(speculation, [choice])):
         observe(speculation, drafted=0, accepted=0)
         off += 1
         assert off < 10_000
