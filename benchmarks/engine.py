@@ -1,8 +1,8 @@
 """Measure the engine beside its peers: `python -m benchmarks.engine` (`make figures-engine`).
 
 What this room does: builds the peers once, runs the suites one after another, prints one line for
-each figure, keeps every figure as JSON; exits with 0 only if all hold (with --quick: if every
-suite came to its end).
+each figure, keeps every figure as JSON; exits with 0 only if all hold (with --quick or
+--twin: if every suite came to its end).
 What it knows: the order of the suites; that one that breaks costs its own figures only.
 What it never does: measure (`suites`), or hold a bar (`bars`).
 """
@@ -21,6 +21,7 @@ import click
 from benchmarks.bars import judge
 from benchmarks.harness import Options, Session, machine
 from benchmarks.report import Results, keep
+from benchmarks.servers import CORES
 from benchmarks.suites import SUITES
 from tools.embedding_model import cache_dir
 from tools.gguf_writer import SHAPES
@@ -45,6 +46,7 @@ _QUICK = "Tiny models and loads: this says whether everything works, not how fas
     help="A second copy of ours in llama-server's place: how noisy is this machine?",
 )
 @click.option("--rounds", type=click.IntRange(min=1), help="Of every suite, instead of its own.")
+@click.option("--threads", type=click.IntRange(min=1), default=CORES, help="Of every engine.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="1B", help="Of 'throughput'.")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, help="Likewise.")
 @click.option("--output-tokens", type=click.IntRange(min=2), default=48, help="Likewise.")
@@ -57,6 +59,7 @@ def main(  # noqa: PLR0913 - one for each option
     quick: bool,
     twin: bool,
     rounds: int | None,
+    threads: int,
     shape: str,
     prompt_tokens: int,
     output_tokens: int,
@@ -80,6 +83,7 @@ def main(  # noqa: PLR0913 - one for each option
         twin=twin,
         rounds=rounds or 0,
         seed=seed,
+        threads=threads,
         shape=shape,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
@@ -90,7 +94,7 @@ def main(  # noqa: PLR0913 - one for each option
         click.echo(verdict.line)
     if out or (chosen == tuple(SUITES) and not quick):
         keep(out or Path("benchmarks/results"), "engine", results)
-    if quick:
+    if quick or twin:
         sys.exit(1 if results.lost else 0)
     sys.exit(0 if all(verdict.holds for verdict in results.verdicts) else 1)
 

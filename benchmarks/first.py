@@ -21,9 +21,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks.harness import Options, Session, machine, turns
+from benchmarks.harness import Options, Session, machine
 from benchmarks.report import Results, keep, page
 from benchmarks.samples import case_of
+from benchmarks.servers import CORES
 from benchmarks.suites.throughput import check_whole
 from benchmarks.traffic import Part
 from tools.embedding_model import cache_dir
@@ -44,6 +45,7 @@ GRPC_SHAPES = ("15M",)
 @click.option("--twin", is_flag=True, help="A second copy of ours in llama-server's place.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--shape", "shapes", multiple=True, help="Only this shape; may be repeated.")
+@click.option("--threads", type=click.IntRange(min=1), default=CORES)
 @click.option(
     "--partitioned",
     is_flag=True,
@@ -57,6 +59,7 @@ def main(
     twin: bool,
     rounds: int,
     shapes: tuple[str, ...],
+    threads: int,
     partitioned: bool,
     cache: Path,
     out: Path | None,
@@ -66,7 +69,7 @@ def main(
     With --quick, only if --out is given.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stops the servers
-    options = Options(cache=cache, quick=quick, twin=twin, rounds=rounds)
+    options = Options(cache=cache, quick=quick, twin=twin, rounds=rounds, threads=threads)
     facts, seconds = machine(), {}
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as scratch,
@@ -112,7 +115,7 @@ def _measure(session: Session, shape: str, loads: dict[int, int], *, shared: boo
         session.ceiling(shape, case, 0, settings, PROMPT_TOKENS, OUTPUT_TOKENS)
         sides = session.sides(settings, grpc=shape in GRPC_SHAPES)
         session.warm(sides, part)
-        for number, side in turns(sides, session.rounds(3)):
+        for number, side in session.turns(sides, 3, within_s=600):
             sent = session.send(side, part, seed=1 + number)
             check_whole(sent[0], part, side)
             session.keep_load(shape, case, side, number, sent)

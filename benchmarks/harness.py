@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -42,7 +44,7 @@ from tools.gguf_writer import (
     write_llama,
 )
 
-WARM_TOKENS = 8  # of each stream before the first round
+WARM_STREAMS, WARM_TOKENS = 2, 8  # before the first round
 # Of the 32 000 tokens of the vocabulary: none of the special and byte tokens, which come first.
 TOKEN_IDS = (300, 31_000)
 BYTE_TOKEN_IDS = (32, 126)  # of a byte-level vocabulary: what can be printed
@@ -59,6 +61,7 @@ class Options:
     twin: bool = False
     rounds: int = 0
     seed: int = 1
+    threads: int = CORES
     shape: str = "1B"
     prompt_tokens: int = 128
     output_tokens: int = 48
@@ -105,9 +108,28 @@ class Session:
     def _has_bytes(self) -> bool:
         return self.options.quick or self._peer is None
 
-    def rounds(self, usual: int) -> int:
-        """Say how many rounds a suite runs that usually runs so many."""
-        return 1 if self.options.quick else self.options.rounds or usual
+    def rounds(self, usual: int, within_s: float) -> Iterator[int]:
+        """Count rounds: as many as were asked for, else `usual`, but none that would end too late.
+
+        On a slow machine there are fewer of them, and a note says so: the whole must end in time.
+        """
+        wanted = 1 if self.options.quick else self.options.rounds or usual
+        began = time.monotonic()
+        for number in range(wanted):
+            spent_s = time.monotonic() - began
+            is_late = number and spent_s * (number + 1) / number > within_s
+            if is_late and not self.options.rounds:
+                self.note(f"{number} of {wanted} rounds in {spent_s:.0f} s: this machine is slow")
+                return
+            yield number
+
+    def turns(
+        self, sides: Sequence[Side], usual: int, within_s: float
+    ) -> Iterator[tuple[int, Side]]:
+        """Go through the sides in each round, in alternating order."""
+        for number in self.rounds(usual, within_s):
+            for side in sides if number % 2 == 0 else reversed(sides):
+                yield number, side
 
     def model(
         self, shape: str = "1B", quantisation: Quantisation | None = None, template: str = ""
@@ -145,7 +167,7 @@ class Session:
         wanted = -(-streams * tokens * 5 // 4 // _CELLS_STEP) * _CELLS_STEP
         return Settings(
             model=model,
-            threads=1 if quick else CORES,
+            threads=1 if quick else self.options.threads,
             streams=streams,
             cells=max(_CELLS_STEP if quick else CELLS_LEAST, wanted),
             shared=shared,
@@ -210,8 +232,22 @@ class Session:
         key = (kind, settings)
         if key not in self._up:
             self._up[key] = self._stack.enter_context(start())
-            self.commands.setdefault(kind, []).append(" ".join(self._up[key].command))
+            self._keep_command(kind, self._up[key].command)
         return self._up[key]
+
+    def _keep_command(self, kind: str, command: Sequence[str]) -> None:
+        """Keep a command line for readers, without the places of this machine."""
+        said = " ".join(command)
+        for place, name in (
+            (str(self.options.cache), "CACHE"),
+            (str(self._scratch), "SCRATCH"),
+            (sys.executable, "python"),
+            (str(Path.cwd()), "."),
+        ):
+            said = said.replace(place, name)
+        kept = self.commands.setdefault(kind, [])
+        if said not in kept:
+            kept.append(said)
 
     # --- loads -----------------------------------------------------------------------------------
 
@@ -251,7 +287,10 @@ class Session:
         """Send each side a short load that is not counted; small models are warm at once."""
         if self.options.quick:
             return
-        short = msgspec.structs.replace(part, requests=1, output_tokens=WARM_TOKENS)
+        streams = min(part.streams, WARM_STREAMS)
+        short = msgspec.structs.replace(
+            part, streams=streams, requests=1, output_tokens=WARM_TOKENS
+        )
         for side in sides:
             self.send(side, short, seed=0)
 
@@ -290,7 +329,7 @@ class Session:
         done = subprocess.run(command, capture_output=True, check=True, timeout=LOAD_S)
         line = next(line for line in done.stdout.splitlines() if line.startswith(b"{"))
         found = msgspec.json.decode(line, type=dict[str, float])
-        self.commands.setdefault(CEILING, [" ".join(command)])
+        self._keep_command(CEILING, command)
         self.keep(
             suite,
             case,
@@ -306,13 +345,6 @@ class Session:
         if text not in self.notes:
             self.notes.append(text)
             self.say(text)
-
-
-def turns(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
-    """Go through the sides in each round, in alternating order."""
-    for number in range(rounds):
-        for side in sides if number % 2 == 0 else reversed(sides):
-            yield number, side
 
 
 def machine() -> dict[str, str]:

@@ -22,7 +22,7 @@ from benchmarks.servers import Running
 from benchmarks.suites.schemas import BOUNDED, questions
 from benchmarks.traffic import Asked, Load, Part, RefusedError
 
-REQUEST_S = 120.0
+REQUEST_S = 300.0
 CONTEXT_TOKENS = 1024  # of the demo model
 TOKEN_IDS = (300, 2000)
 _BURST = 12
@@ -108,6 +108,8 @@ class Mix:
         except RefusedError as error:
             end = "refused" if str(error).startswith(_REFUSALS) else str(error)
             end = "full" if str(error).startswith(_FULL) else end
+        except TimeoutError:
+            end = f"no end within {REQUEST_S:.0f} s"
         is_right = (end == "refused") == habit.refused and end in {"ended", "left", "refused"}
         if not (is_right or end == "full"):
             if len(self.unexpected) < _UNEXPECTED_MAX:

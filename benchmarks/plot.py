@@ -14,7 +14,7 @@ from html import escape
 
 from benchmarks.bars import Verdict
 
-_ROW, _TOP, _LABEL, _WIDTH = 18, 44, 560, 420
+_ROW, _TOP, _LABEL, _WIDTH = 18, 44, 600, 420
 _SPAN = 4.0  # the scale ends at a quarter and at four times the bar
 _FONT = 'font-family="sans-serif" font-size="11"'
 _HOLDS, _SHORT = "#1a7f37", "#c9252d"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Callable
 
 from appliance.config import Engine, Limits
@@ -53,6 +54,7 @@ class TicketBook:
         self._ticket_ids = ticket_ids
         self._clock = clock
         self._tickets: dict[int, AnyTicket] = {}
+        self._adapters: Counter[str] = Counter()  # how many tickets name each
         self._replay = Replay(engine.replays_max)
         self._admission = Admission(limits)
         self._send: Callable[[wire.Frame], None] | None = None  # only while a worker is ready
@@ -73,7 +75,7 @@ class TicketBook:
 
     def count_adapter(self, key: str) -> int:
         """Count the tickets that name this adapter."""
-        return len(self._naming(key))
+        return self._adapters[key]
 
     def retry_after_s(self) -> float:
         """Guess when it is worth asking again."""
@@ -211,8 +213,9 @@ class TicketBook:
 
     def fail_adapter(self, key: str, error: ApplianceError) -> None:
         """End every ticket that names an adapter which can't be had any more."""
-        for ticket in self._naming(key):
-            ticket.fail(error)
+        for ticket in tuple(self._tickets.values()):
+            if _adapter(ticket) == key:
+                ticket.fail(error)
 
     def fail_all(self, cause: str) -> None:
         """End every ticket as lost with its worker."""
@@ -227,13 +230,6 @@ class TicketBook:
             if ticket.deadline_ms is not None and now_ms > ticket.deadline_ms + grace_ms:
                 phase = "generation" if ticket.started else "queue"
                 ticket.fail(DeadlineExceeded(phase=phase))
-
-    def _naming(self, key: str) -> tuple[Ticket, ...]:
-        return tuple(
-            ticket
-            for ticket in self._tickets.values()
-            if isinstance(ticket, Ticket) and ticket.job.adapter == key
-        )
 
     def _check_queue(
         self,
@@ -253,12 +249,14 @@ class TicketBook:
 
     def _add(self, ticket: AnyTicket) -> None:
         self._tickets[ticket.id] = ticket
+        self._adapters[_adapter(ticket)] += 1
         self._replay.admit(ticket.id)
         self.idle.clear()
         self.submit_next()
 
     def _forget(self, ticket: AnyTicket, drop: bool) -> None:  # noqa: FBT001 - a callback
-        self._tickets.pop(ticket.id, None)
+        if self._tickets.pop(ticket.id, None) is not None:
+            self._adapters -= Counter((_adapter(ticket),))  # which leaves out what is zero
         inside = False
         with contextlib.suppress(KeyError):
             inside = self._replay.record(ticket.id).place is not Place.HELD
@@ -268,3 +266,8 @@ class TicketBook:
         if not self._tickets:
             self.idle.set()
         self.submit_next()
+
+
+def _adapter(ticket: AnyTicket) -> str:
+    """Name the key of a ticket's adapter, "" for none."""
+    return ticket.job.adapter if isinstance(ticket, Ticket) else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.harness import Session, turns
+from benchmarks.harness import Session
 from benchmarks.samples import OURS_REST
 from benchmarks.suites.throughput import check_whole
 from benchmarks.traffic import Part, Report
@@ -22,7 +22,7 @@ def first_token(session: Session) -> None:
     settings = session.settings(session.model(), part.streams, 144)
     sides = session.sides(settings, grpc=False)
     session.warm(sides, part)
-    for number, side in turns(sides, session.rounds(5)):
+    for number, side in session.turns(sides, 5, within_s=130):
         sent = session.send(side, part, seed=1 + number)
         check_whole(sent[0], part, side)
         session.keep_load("first-token", "8 prompts at once", side, number, sent)
@@ -49,7 +49,7 @@ def gap(session: Session) -> None:
     settings = session.settings(session.model(), 2, long_tokens + 400)
     sides = session.sides(settings, grpc=False)
     session.warm(sides, running)
-    for number, side in turns(sides, session.rounds(3)):
+    for number, side in session.turns(sides, 3, within_s=220):
         if side.name == OURS_REST:
             report, _ = session.send(side, newcomer, seed=1000 + number)
             alone_ms = report.of("newcomer")[0].arrivals_s[0] * 1000
@@ -83,7 +83,7 @@ def shared_prefix(session: Session) -> None:
     settings = session.settings(session.model(), part.streams, part.prompt_tokens + 48)
     sides = session.sides(settings, grpc=False)
     session.warm(sides, Part(prompt_tokens=128, output_tokens=48))
-    for number, side in turns(sides, session.rounds(3)):
+    for number, side in session.turns(sides, 3, within_s=350):
         sent = session.send(side, part, seed=1 + number)
         check_whole(sent[0], part, side)
         session.keep_load("shared-prefix", "8 requests at once", side, number, sent)

@@ -37,7 +37,7 @@ def cancel(session: Session) -> None:
     model = session.model()
     settings = session.settings(model, 2, _PROMPT + _OUTPUT)
     server = session.ours(settings)
-    for number in range(session.rounds(1)):
+    for number in session.rounds(1, within_s=60):
         for name, way in ((OURS_GRPC, "grpc"), (OURS_REST, "rest")):
             side = Side(name=name, server=server, way=way)
             load = session.order(side, *_parts(count), seed=1 + number)

@@ -70,7 +70,7 @@ def chats(session: Session) -> None:
     settings = session.settings(model, 5, 2500)
     side = Side(name=OURS_REST, server=session.ours(settings), way="rest")
     session.warm([side], running)
-    for number in range(session.rounds(3)):
+    for number in session.rounds(3, within_s=70):
         report, _ = session.send(side, running, seed=1000 + number)
         session.keep("chats", ALONE_CASE, side.name, number, **during(report))
         report, _ = session.send(side, beside, arriving, seed=1 + number, may_fail=True)

@@ -18,7 +18,7 @@ from statistics import median
 
 from msgspec.structs import replace
 
-from benchmarks.harness import Session, Side, turns
+from benchmarks.harness import Session, Side
 from benchmarks.samples import OURS_REST, PEER
 from benchmarks.suites.throughput import check_whole
 from benchmarks.traffic import Part, Report
@@ -52,7 +52,7 @@ def busy(session: Session) -> None:
     sides = session.sides(settings, grpc=False)
     with busy_process():
         session.warm(sides, part)
-        for number, side in turns(sides, session.rounds(3)):
+        for number, side in session.turns(sides, 3, within_s=140):
             sent = session.send(side, part, seed=1 + number)
             check_whole(sent[0], part, side)
             session.keep_load("busy", "4 streams", side, number, sent)
@@ -71,7 +71,7 @@ def cells(session: Session) -> None:
         settings = replace_fields(settings, cells=4 * (prompt + output))
     sides = session.sides(settings, grpc=False)
     session.warm(sides, Part(prompt_tokens=prompt, output_tokens=output))
-    for number, side in turns(sides, session.rounds(3)):
+    for number, side in session.turns(sides, 3, within_s=150):
         sent = session.send(side, part, seed=1 + number, may_fail=True)
         session.keep_load("cells", CELLS_CASE, side, number, sent)
         if side.name == OURS_REST:
@@ -104,7 +104,7 @@ def fairness(session: Session) -> None:
     settings = session.settings(session.model(), 8, 4 * (prompt + output))
     sides = session.sides(settings, grpc=False)
     session.warm(sides, Part(prompt_tokens=prompt, output_tokens=output))
-    for number, side in turns(sides, session.rounds(3)):
+    for number, side in session.turns(sides, 3, within_s=240):
         if side.name == PEER:
             if number < 2:  # noqa: PLR2004 - of its rounds
                 _beside(session, side, number, GREEDY_CASE, greedy, replace(polite, requests=1))

@@ -14,7 +14,7 @@ import sys
 
 import msgspec
 
-from benchmarks.harness import Session, turns
+from benchmarks.harness import Session
 from benchmarks.load import LOAD_S
 from benchmarks.samples import case_of
 from benchmarks.stepping import Order, Steps
@@ -66,7 +66,7 @@ def _around(session: Session) -> None:
     settings = session.settings(session.model("15M"), part.streams, _PROMPT + _OUTPUT)
     sides = session.sides(settings)
     session.warm(sides, part)
-    for number, side in turns(sides, session.rounds(3)):
+    for number, side in session.turns(sides, 3, within_s=30):
         sent = session.send(side, part, seed=1 + number)
         check_whole(sent[0], part, side)
         session.keep_load("profile of the processes", "15M, 8 streams", side, number, sent)

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.harness import Session, Side, turns
+from benchmarks.harness import Session, Side
 from benchmarks.json_check import violation
 from benchmarks.samples import OURS_GRPC
-from benchmarks.servers import CORES, Settings
+from benchmarks.servers import Settings
 from benchmarks.suites.throughput import check_whole
 from benchmarks.traffic import Part, Report
 
@@ -84,11 +84,11 @@ def _valid(session: Session) -> None:
     )
     settings = Settings(
         model=DEMO / "demo-2.q8_0.gguf",
-        threads=1 if session.options.quick else CORES,
+        threads=1 if session.options.quick else session.options.threads,
         streams=part.streams,
         cells=8192,
     )
-    for number, side in turns(session.sides(settings, grpc=False), session.rounds(2)):
+    for number, side in session.turns(session.sides(settings, grpc=False), 2, within_s=30):
         report, _ = session.send(side, part, seed=1 + number, may_fail=True)
         session.keep("schema", VALID_CASE, side.name, number, **validity(report, part))
 
@@ -112,7 +112,7 @@ def _speed(session: Session) -> None:
     side = Side(name=OURS_GRPC, server=session.ours(settings), way="grpc")
     session.warm([side], free)
     cases = ((FREE_CASE, free), (HELD_CASE, held))
-    for number in range(session.rounds(4)):
+    for number in session.rounds(4, within_s=150):
         for case, part in cases if number % 2 == 0 else reversed(cases):
             sent = session.send(side, part, seed=1 + number)
             check_whole(sent[0], part, side)

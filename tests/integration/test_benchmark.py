@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -31,6 +34,12 @@ def test_every_suite_comes_to_its_end_and_every_suite_has_bars(results: Results)
     assert set(results.seconds) == set(SUITES)
     assert {bar.suite for bar in BARS} == set(SUITES) - {"profile"}
     assert set(SUITES) <= {one.suite for one in results.samples}
+
+
+def test_command_lines_are_kept_without_the_places_of_this_machine(results: Results) -> None:
+    kept = [line for lines in results.commands.values() for line in lines]
+    assert any("-m appliance serve --config SCRATCH/" in line for line in kept)
+    assert not any(str(Path.home()) in line or tempfile.gettempdir() in line for line in kept)
 
 
 def test_both_faces_give_the_same_texts_and_every_process_has_its_cpu_time(

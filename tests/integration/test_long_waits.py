@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import grpc
@@ -11,8 +12,9 @@ import pytest
 
 from appliance.api.proto import inference_pb2 as pb
 from appliance.config import Engine, Limits
-from tests.integration.grpc_calls import inference, on_channel, text_input
+from tests.integration.grpc_calls import Failure, failure_of, inference, on_channel, text_input
 from tests.integration.rest_calls import call, chat_body, text_body
+from tests.integration.rest_calls import call as call_rest
 from tests.integration.stack import Stack
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -102,6 +104,51 @@ def test_what_was_computed_before_is_told_as_cached(slow: Stack) -> None:
         return [response.event async for response in call]
 
     assert on_channel(slow.grpc_target, work)[-1].final.usage.cached_tokens == 0
+
+
+def test_what_would_start_past_its_deadline_is_refused_at_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    queued, begun = 40, 12
+    engine = Engine(context_tokens=1024, sequences_max=1, threads=1)
+    stack = Stack(tmp_path_factory.mktemp("queue"), engine=engine)
+    stack.start()
+
+    def waiting() -> int:
+        return stack.router.models()[0].waiting_count
+
+    async def ask(channel: grpc.aio.Channel, index: int) -> pb.GenerateResponse:
+        stop = pb.StopOptions(max_tokens=60, ignore_eos=True)
+        given = text_input(f"{index} go on", stop=stop)
+        return await inference(channel).Generate(pb.GenerateRequest(input=given))
+
+    async def work(channel: grpc.aio.Channel) -> Failure:
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(ask(channel, index)) for index in range(queued)]
+            await asyncio.to_thread(stack.wait_for, lambda: waiting() > queued - begun)
+            await asyncio.to_thread(stack.wait_for, lambda: waiting() <= queued - begun)
+            request = pb.GenerateRequest(input=text_input("late"))
+            try:
+                await inference(channel).Generate(request, timeout=0.1)
+            except grpc.aio.AioRpcError as error:
+                failure = failure_of(error)
+            body = text_body(timeout=0.05)
+            answer = await asyncio.to_thread(call_rest, stack.rest_address, "POST", TEXT, body)
+            assert (answer.status, answer.error["code"]) == (504, "DEADLINE_EXCEEDED")
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.headers["x-should-retry"] == "true"
+            for call in calls:
+                call.cancel()
+        return failure
+
+    try:
+        failure = on_channel(stack.grpc_tcp, work)  # one client with REST
+    finally:
+        stack.stop()
+    assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert failure.metadata["phase"] == "queue"
+    assert failure.retry_s is not None
+    assert failure.retry_s >= 0.5
 
 
 def test_a_time_limit_ends_a_request_and_is_bounded(stack: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -372,3 +373,16 @@ def test_a_prompt_as_text_is_answered_too(worker: Worker) -> None:
     prepared = text.prepare(TextPrompt(text="Hello"))
     assert worker.run(prepared.token_ids).only.finish is not None
     text.close()
+
+
+def test_the_text_process_never_pushes_a_worker_off_its_core() -> None:
+    text = TextProcess(DEMO)
+    assert os.sched_getscheduler(text.process.pid) == os.SCHED_BATCH
+    text.close()
+
+
+def test_a_worker_tells_how_many_threads_it_uses(worker: Worker) -> None:
+    worker.run((5, 6, 7))
+    gauges = worker.idle().gauges
+    assert (gauges.threads_decode, gauges.threads_prefill) == (1, 1)
+    assert gauges.threads_change == ""
