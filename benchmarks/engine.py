@@ -110,6 +110,7 @@ def run(options: Options, suites: tuple[str, ...]) -> Results:
     ):
         for name in suites:
             began = time.monotonic()
+            session.suite = name
             click.echo(f"{name} ...")
             try:
                 SUITES[name](session)

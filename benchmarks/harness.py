@@ -86,6 +86,7 @@ class Session:
         self.samples: list[Sample] = []
         self.commands: dict[str, list[str]] = {}
         self.notes: list[str] = []
+        self.suite = ""  # which is under way
         self._scratch = scratch
         self._stack = ExitStack()
         self._up: dict[tuple[str, Settings], Running] = {}
@@ -119,7 +120,8 @@ class Session:
             spent_s = time.monotonic() - began
             is_late = number and spent_s * (number + 1) / number > within_s
             if is_late and not self.options.rounds:
-                self.note(f"{number} of {wanted} rounds in {spent_s:.0f} s: this machine is slow")
+                said = f"{number} of {wanted} rounds in {spent_s:.0f} s: this machine is slow"
+                self.note(f"{self.suite}: {said}" if self.suite else said)
                 return
             yield number
 
