@@ -3,8 +3,13 @@
 What this room does: gives sequences to choices and takes them back; lets a new job take over the
 longest prefix that is there; parks what has ended, swaps out what is preempted, and evicts; lists
 the moves that the engine has to make for it.
-What it knows: the `ledger` of cells, the tree of prefixes (`prefix`), the parked sequences.
+What it knows: the `ledger` of cells, the tree of prefixes (`prefix`), what is parked and hosted.
 What it never does: decide which job goes first, or is preempted (the scheduler does).
+
+What has ended well is kept for its prefix: its state in host memory (*hosted*) while there is room
+for it, since every cell that is held costs each later step a little, even of those who don't look
+at it; else in its sequence (*parked*), as is what an operator pinned. A saved state has a number
+like a sequence's, but higher than any of those, and stands in the tree of prefixes beside them.
 
 Sharing is by `Job.cache_key` and adapter; what an operator pinned is shared by all. A prefix is
 taken over from whoever holds most of it now. If a running job is about to hold more, of its own
@@ -35,10 +40,12 @@ class Cache:
         self._cost = cost
         self.ledger = Ledger(limits.cells_total)
         self.parked = Parked()
+        self.hosted = Parked()
         self._tree = PrefixTree()
         self._free_ids = list(range(limits.sequences_max + limits.parked_max - 1, -1, -1))
         self._holders: dict[int, Choice] = {}
         self._moves: list[Move] = []
+        self._next_state = limits.sequences_max + limits.parked_max
         self._swapped_bytes = 0
         self._cells_parked = 0  # below 0: not known
         self.now_ms = 0.0  # set by the scheduler: what ages are counted by
@@ -67,7 +74,7 @@ class Cache:
 
     @property
     def swapped_bytes(self) -> int:
-        """Count the bytes of host memory that preempted sequences take."""
+        """Count the bytes of host memory that saved states take."""
         return self._swapped_bytes
 
     @property
@@ -87,7 +94,7 @@ class Cache:
 
     def need(self, job: Job, match: Match) -> int:
         """Count the cells that a waiting job would claim if it started now."""
-        taken = match.tokens
+        taken = 0 if match.seq_id in self.hosted else match.tokens
         if match.seq_id in self.parked and taken:
             # It will share cells that count as evictable so far.
             taken -= min(taken, self.parked.cells(match.seq_id))
@@ -130,7 +137,9 @@ class Cache:
 
     def _there(self, seq_id: int) -> int:
         holder = self._holders.get(seq_id)
-        return self.parked.cells(seq_id) if holder is None else holder.evaluated
+        if holder is not None:
+            return holder.evaluated
+        return (self.hosted if seq_id in self.hosted else self.parked).cells(seq_id)
 
     # --- the life of a sequence ------------------------------------------------------------------
 
@@ -145,17 +154,16 @@ class Cache:
         shared = match.tokens if match.tokens >= self._limits.prefix_tokens_min else 0
         if leader.swapped:
             self._swap_in(leader)
+        elif match.seq_id in self.hosted:
+            self._restore(job, leader, match.seq_id, shared)
         elif shared:
             self._cells_parked = -1
             self.ledger.fork(match.seq_id, leader.seq_id, shared)
             self._moves.append(
                 Move(kind=MoveKind.COPY, seq_id=leader.seq_id, source=match.seq_id, tokens=shared)
             )
-            leader.evaluated = shared
-            self.prefix_tokens_total += shared
             self.parked.hit(match.seq_id, self.now_ms)
-            if job.started_ms < 0.0:
-                job.cached = min(shared, len(job.prompt))
+            self._took_over(job, leader, shared)
         else:
             self.ledger.open(leader.seq_id)
         # What a choice has drawn follows its prompt in its own sequence.
@@ -173,27 +181,36 @@ class Cache:
         choice.evaluated = 0
         self._bound()  # what it shared with parked ones is theirs alone now
 
+    def _took_over(self, job: Job, leader: Choice, shared: int) -> None:
+        leader.evaluated = shared
+        self.prefix_tokens_total += shared
+        if job.started_ms < 0.0:
+            job.cached = min(shared, len(job.prompt))
+
     def park(self, choice: Choice) -> None:
         """Take the sequence of a choice that has ended well, and keep it for its prefix."""
-        job, seq_id, held = choice.job, choice.seq_id, choice.evaluated
+        job, held = choice.job, choice.evaluated
         if not self._limits.parked_max or held < self._limits.prefix_tokens_min:
             self.close(choice)
             return
         text = [*job.prompt, *choice.outputs][:held]
         key = (PINNED_KEY, job.adapter) if job.is_pin else _key(job)
-        known = next((one for one in self._tree.holders(key, text) if one in self.parked), None)
-        if known is not None:  # that much is kept already, here computed a second time
-            self.parked.hit(known, self.now_ms)
-            self.close(choice)
+        for known in self._tree.holders(key, text):
+            kept = self.hosted if known in self.hosted else self.parked
+            if known in kept:  # that much is kept already, here computed a second time
+                kept.hit(known, self.now_ms)
+                self.close(choice)
+                return
+        if not job.is_pin and self._host(choice, key, text):
             return
+        seq_id = choice.seq_id
         self._release(choice)
         self._tree.add(seq_id, key, text)
         self._cells_parked = -1
         self.parked.add(seq_id, held, self.now_ms, is_pinned=job.is_pin)
         choice.seq_id = -1
         choice.evaluated = 0
-        covered = [other for other in self._tree.covered(seq_id) if other in self.parked]
-        for other in self.parked.replace(seq_id, covered):
+        for other in self.parked.replace(seq_id, self._tree.covered(seq_id)):
             self._unpark(other)
         self._bound()
 
@@ -241,6 +258,75 @@ class Cache:
 
     # --- host memory -----------------------------------------------------------------------------
 
+    def _host(self, choice: Choice, key: Hashable, text: Sequence[int]) -> bool:
+        """Keep the state of a choice that has ended; False: there is no room for it."""
+        size = choice.evaluated * self._limits.cell_bytes
+        if not size or not self._make_room(size):
+            return False
+        state = self._save(choice)
+        self._tree.add(state, key, text)
+        self.hosted.add(state, len(text), self.now_ms, is_pinned=False)
+        self.close(choice)
+        for other in self.hosted.replace(state, self._tree.covered(state)):
+            self._drop_state(other)
+        while len(self.hosted) > self._limits.parked_max:
+            self._evict_hosted()
+        return True
+
+    def _restore(self, job: Job, leader: Choice, state: int, shared: int) -> None:
+        """Give a job the first tokens of a saved state, where there are cells for all of it."""
+        self.ledger.open(leader.seq_id)
+        held = self.hosted.cells(state)
+        self.make_free(held)
+        if not shared or self.ledger.free < held:
+            return
+        self.ledger.grow(leader.seq_id, shared)
+        self._moves.append(
+            Move(
+                kind=MoveKind.RESTORE,
+                seq_id=leader.seq_id,
+                tokens=shared,
+                state=state,
+                ticket=job.ticket,
+            )
+        )
+        self.hosted.hit(state, self.now_ms)
+        self._took_over(job, leader, shared)
+
+    def disown(self, state: int) -> None:
+        """Give a saved state up if it is kept for its prefix: it could not be restored."""
+        if state in self.hosted:
+            self.hosted.remove(state)
+            self._drop_state(state)
+
+    def _make_room(self, size: int) -> bool:
+        """Evict saved prefixes until a state of this size has room; False: it never has."""
+        limit = self._limits.swap_bytes_max
+        kept = sum(self.hosted.cells(state) for state in self.hosted.ids())
+        if self._swapped_bytes - kept * self._limits.cell_bytes + size > limit:
+            return False
+        while self._swapped_bytes + size > limit:
+            self._evict_hosted()
+        return True
+
+    def _evict_hosted(self) -> None:
+        worst = self.hosted.worst(self.now_ms, pinned=False)
+        assert worst is not None, "there is nothing to evict"
+        self.hosted.remove(worst)
+        self._drop_state(worst)
+        self.evictions_total += 1
+
+    def _drop_state(self, state: int) -> None:
+        self._swapped_bytes -= len(self._tree.tokens(state)) * self._limits.cell_bytes
+        self._tree.remove(state)
+        self._moves.append(Move(kind=MoveKind.FORGET, state=state))
+
+    def _save(self, choice: Choice) -> int:
+        state, self._next_state = self._next_state, self._next_state + 1
+        self._moves.append(Move(kind=MoveKind.SAVE, seq_id=choice.seq_id, state=state))
+        self._swapped_bytes += choice.evaluated * self._limits.cell_bytes
+        return state
+
     def swap_out(self, choice: Choice) -> bool:
         """Save a sequence in host memory where that is cheaper than evaluating it again.
 
@@ -250,16 +336,13 @@ class Cache:
         size = choice.evaluated * self._limits.cell_bytes
         if not size or len(choice.job.live) > 1:
             return False
-        if self._swapped_bytes + size > self._limits.swap_bytes_max:
-            return False
         if 2 * self.ledger.held_only_by([choice.seq_id]) < choice.evaluated:
             return False
         again_ms = self._cost.predict_rows_ms(0, choice.evaluated, self.ledger.used)
-        if 2.0 * size / _SWAP_BYTES_PER_MS > again_ms:
+        if 2.0 * size / _SWAP_BYTES_PER_MS > again_ms or not self._make_room(size):
             return False
-        self._moves.append(_saved(MoveKind.SWAP_OUT, choice))
+        choice.state = self._save(choice)
         choice.swapped = choice.evaluated
-        self._swapped_bytes += size
         self.swaps_total += 1
         self.close(choice)
         return True
@@ -267,7 +350,7 @@ class Cache:
     def forget(self, choice: Choice) -> None:
         """Drop the saved state of a waiting choice, if there is one."""
         if choice.swapped:
-            self._moves.append(_saved(MoveKind.FORGET, choice))
+            self._moves.append(Move(kind=MoveKind.FORGET, state=choice.state))
             self._swapped_bytes -= choice.swapped * self._limits.cell_bytes
             choice.swapped = 0
 
@@ -278,20 +361,18 @@ class Cache:
             self.forget(choice)  # it is evaluated again, bit by bit
             return
         self.ledger.grow(choice.seq_id, choice.swapped)
-        self._moves.append(_saved(MoveKind.SWAP_IN, choice))
+        self._moves.append(
+            Move(
+                kind=MoveKind.TAKE_BACK,
+                seq_id=choice.seq_id,
+                tokens=choice.swapped,
+                state=choice.state,
+                ticket=choice.job.ticket,
+            )
+        )
         self._swapped_bytes -= choice.swapped * self._limits.cell_bytes
         choice.evaluated, choice.swapped = choice.swapped, 0
 
 
 def _key(job: Job) -> Hashable:
     return job.cache_key, job.adapter
-
-
-def _saved(kind: MoveKind, choice: Choice) -> Move:
-    return Move(
-        kind=kind,
-        seq_id=choice.seq_id,
-        tokens=choice.swapped or choice.evaluated,
-        ticket=choice.job.ticket,
-        choice=choice.index,
-    )

@@ -160,8 +160,8 @@ class GeneratingEngine:
         began_ms = self._clock()
         plan = self._scheduler.plan(began_ms)
         lost = self._mover.make(plan.moves)
-        for ticket in lost:
-            self._scheduler.restart(ticket)
+        for move in lost:
+            self._scheduler.restart(move)
         for choice in plan.exhausted:
             self._tell(choice, [self._of(choice).cut_off()])
             self._forget_if_over(choice.job)
@@ -366,7 +366,7 @@ class GeneratingEngine:
         cache, limits = self._scheduler.cache, self._scheduler.limits
         assert cache.sequences_used == 0, "a sequence is held while idle"
         assert cache.ledger.used == cache.cells_parked, "cells are held while idle"
-        assert self._mover.is_empty, "a saved state is held while idle"
+        assert self._mover.saved_count == len(cache.hosted), "a saved state is held while idle"
         assert not self._generations, "a generation is held while idle"
         for seq_id in range(limits.sequences_max + limits.parked_max):
             held = self._context.position_max(seq_id) + 1

@@ -53,7 +53,8 @@ class SchedulerLimits:
 class Choice:
     """One answer being generated. `evaluated` counts its tokens that lie in the cache.
 
-    swapped: how many of its tokens lie in host memory instead. last_step: when it last got a row.
+    swapped: how many of its tokens lie in host memory instead, as `state`. last_step: when it last
+    got a row.
     track: what its next tokens are guessed from, None while nothing is guessed.
     """
 
@@ -64,6 +65,7 @@ class Choice:
     evaluated: int = 0
     is_ended: bool = False
     swapped: int = 0
+    state: int = -1
     last_step: int = 0
     track: Track | None = None
 
@@ -187,9 +189,10 @@ class MoveKind(enum.Enum):
 
     REMOVE = "remove"  # empty it
     COPY = "copy"  # let it share the first `tokens` of `source`; moves no data
-    SWAP_OUT = "swap_out"  # save its state in host memory, under (ticket, choice)
-    SWAP_IN = "swap_in"  # restore it from there; it holds `tokens` then
-    FORGET = "forget"  # drop the saved state
+    SAVE = "save"  # keep its state in host memory, as `state`
+    TAKE_BACK = "take_back"  # restore `state`, which is then gone
+    RESTORE = "restore"  # restore `state`, which stays, and keep the first `tokens` of it
+    FORGET = "forget"  # drop `state`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +203,8 @@ class Move:
     seq_id: int = -1
     source: int = -1
     tokens: int = 0
-    ticket: int = -1
-    choice: int = -1
+    state: int = -1
+    ticket: int = -1  # whose sequence it is, where something is restored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

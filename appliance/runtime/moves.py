@@ -25,32 +25,36 @@ class Mover:
     def __init__(self, context: Context) -> None:
         """Move the sequences of this context."""
         self._context = context
-        self._saved: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._saved: dict[int, NDArray[np.uint8]] = {}
 
     @property
-    def is_empty(self) -> bool:
-        """Say whether no state is saved."""
-        return not self._saved
+    def saved_count(self) -> int:
+        """Count the states that are kept."""
+        return len(self._saved)
 
-    def make(self, moves: Iterable[Move]) -> list[int]:
+    def make(self, moves: Iterable[Move]) -> list[Move]:
         """Make these moves, in order; blocks for as long as memory is copied.
 
-        Returns the tickets whose saved state could not be restored: it is gone, and their sequence
-        is empty.
+        Returns those whose state could not be restored: their sequences are empty.
         """
         context = self._context
-        lost: list[int] = []
+        lost: list[Move] = []
         for move in moves:
-            key = (move.ticket, move.choice)
             if move.kind is MoveKind.REMOVE:
                 context.remove(move.seq_id)
             elif move.kind is MoveKind.COPY:
                 context.copy_prefix(move.source, move.seq_id, move.tokens)
-            elif move.kind is MoveKind.SWAP_OUT:
-                self._saved[key] = context.save_state(move.seq_id)
-            elif move.kind is MoveKind.SWAP_IN:
-                if not context.restore_state(move.seq_id, self._saved.pop(key)):
-                    lost.append(move.ticket)
-            else:
-                del self._saved[key]
+            elif move.kind is MoveKind.SAVE:
+                self._saved[move.state] = context.save_state(move.seq_id)
+            elif move.kind is MoveKind.FORGET:
+                del self._saved[move.state]
+            elif not self._restore(move):
+                lost.append(move)
         return lost
+
+    def _restore(self, move: Move) -> bool:
+        is_last = move.kind is MoveKind.TAKE_BACK
+        data = self._saved.pop(move.state) if is_last else self._saved[move.state]
+        if not self._context.restore_state(move.seq_id, data):
+            return False
+        return self._context.cut(move.seq_id, move.tokens)

@@ -118,7 +118,8 @@ class PrefixTree:
             for length, holders in reversed(self._path(key, text)):
                 for seq_id in holders:
                     now = min(length, there(seq_id))
-                    if now > best.tokens:
+                    # Of two that hold as much, a sequence: a saved state has a higher number.
+                    if now > best.tokens or (0 < now == best.tokens and seq_id < best.seq_id):
                         best = Match(
                             seq_id=seq_id,
                             tokens=now,

@@ -35,7 +35,7 @@ from appliance.runtime.cache import Cache
 from appliance.runtime.compose import Composed, Composer
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.fairness import RANKS, Fairness, Party
-from appliance.runtime.jobs import Advance, Choice, Job, Plan, SchedulerLimits, Span
+from appliance.runtime.jobs import Advance, Choice, Job, Move, Plan, SchedulerLimits, Span
 from appliance.runtime.prefix import Match
 from appliance.runtime.speculation import Speculation
 from appliance.runtime.turns import AdapterTurns
@@ -236,9 +236,10 @@ class Scheduler:
             self._preempt(job, swap=False)
         self.cache.drop_parked()
 
-    def restart(self, ticket: int) -> None:
-        """Evaluate a running job again from the beginning: what it held could not be restored."""
-        self._preempt(self._jobs[ticket], swap=False)
+    def restart(self, move: Move) -> None:
+        """Evaluate a running job again from the beginning: a state could not be restored."""
+        self.cache.disown(move.state)
+        self._preempt(self._jobs[move.ticket], swap=False)
 
     # --- what it holds ---------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ class BookEngine:
     def __init__(self, cells_total: int) -> None:
         self.cells_total = cells_total
         self.sequences: dict[int, list[object]] = {}
-        self.saved: dict[tuple[int, int], list[int]] = {}
+        self.saved: dict[int, list[int]] = {}
+        self.moves: set[MoveKind] = set()
 
     @property
     def used(self) -> int:
@@ -53,23 +54,24 @@ class BookEngine:
         self.sequences[target] = list(held[:tokens])
 
     def move(self, move: Move) -> None:
-        key = (move.ticket, move.choice)
+        self.moves.add(move.kind)
         if move.kind is MoveKind.REMOVE:
             self.remove(move.seq_id)
         elif move.kind is MoveKind.COPY:
             self.copy(move.source, move.seq_id, move.tokens)
-        elif move.kind is MoveKind.SWAP_OUT:
-            assert key not in self.saved
-            self.saved[key] = self.text(move.seq_id)
-            assert len(self.saved[key]) == move.tokens
-        elif move.kind is MoveKind.SWAP_IN:
-            assert not self.sequences.get(move.seq_id)
-            text = self.saved.pop(key)
-            assert len(text) == move.tokens
-            assert self.used + len(text) <= self.cells_total, "no room to swap in"
-            self.sequences[move.seq_id] = [[token] for token in text]
+        elif move.kind is MoveKind.SAVE:
+            assert move.state not in self.saved
+            self.saved[move.state] = self.text(move.seq_id)
+        elif move.kind is MoveKind.FORGET:
+            del self.saved[move.state]
         else:
-            del self.saved[key]
+            assert not self.sequences.get(move.seq_id)
+            text = self.saved[move.state]
+            assert move.tokens <= len(text)
+            assert self.used + len(text) <= self.cells_total, "no room to restore"
+            if move.kind is MoveKind.TAKE_BACK:
+                del self.saved[move.state]
+            self.sequences[move.seq_id] = [[token] for token in text[: move.tokens]]
 
     def decode(self, spans: tuple[Span, ...], batch_tokens: int) -> None:
         rows = sum(span.rows for span in spans)
@@ -345,6 +347,10 @@ class World:
         ids = len(cache._free_ids) + holding + len(cache.parked)
         assert ids == scheduler.limits.sequences_max + scheduler.limits.parked_max
         saved = sum(choice.swapped for job in scheduler._waiting for choice in job.choices)
+        for state in cache.hosted.ids():
+            saved += cache.hosted.cells(state)
+            if state in self.engine.saved:  # else it is about to be
+                assert self.engine.saved[state] == list(cache._tree.tokens(state))
         assert cache.swapped_bytes == saved <= scheduler.limits.swap_bytes_max
         untold = {choice.job.ticket for choice in scheduler._exhausted}
         queued = {job.ticket for job in (*scheduler.jobs(), *scheduler._waiting)}
@@ -365,11 +371,10 @@ class World:
         assert cache.ledger.used == cache.cells_parked == self.engine.used
         if len([1 for seq_id in cache.parked.ids(pinned=False)]) == len(cache.parked):
             assert cache.cells_parked <= scheduler.limits.parked_cells_max
-        assert cache.swapped_bytes == 0
-        assert not self.engine.saved
+        assert set(self.engine.saved) == set(cache.hosted.ids())
         assert not scheduler._parties
         assert not scheduler.has_work
-        assert len(cache._tree) == len(cache.parked)
+        assert len(cache._tree) == len(cache.parked) + len(cache.hosted)
 
 
 def live(seed: int) -> World:
@@ -402,13 +407,16 @@ def live(seed: int) -> World:
 @pytest.mark.parametrize("case", range(12))
 def test_random_schedules_keep_every_invariant(case: int) -> None:
     drafted = accepted = 0
+    moves: set[MoveKind] = set()
     for number in range(SCHEDULES_PER_CASE):
         seed = case * SCHEDULES_PER_CASE + number
         try:
             world = live(seed)
             drafted += world.drafted
             accepted += world.accepted
+            moves |= world.engine.moves
         except BaseException:
             print(f"schedule seed: {seed}")  # noqa: T201 - shown by pytest with the failure
             raise
     assert 0 < accepted < drafted, "no guess was ever right, or none was ever wrong"
+    assert moves == set(MoveKind), "a kind of move was never made"

@@ -82,6 +82,39 @@ def test_a_prompt_takes_over_what_a_finished_one_began_with() -> None:
     assert played.planner.cache.prefix_tokens_total == 80
 
 
+def test_what_is_kept_in_host_memory_holds_no_cell_and_is_restored() -> None:
+    played = Played(scheduler(swap_bytes_max=1000, cell_bytes=1))
+    first = job(1, range(100))
+    played.planner.submit(first)
+    played.finish(first)
+    kinds = [move.kind for move in played.planner.plan(played.now_ms).moves]
+    assert kinds == [MoveKind.SAVE, MoveKind.REMOVE]
+    assert played.planner.cache.ledger.is_empty
+    assert played.planner.cache.swapped_bytes == 100
+    second = job(2, [*range(80), *range(900, 920)])
+    played.planner.submit(second)
+    (move,) = played.step().moves
+    assert (move.kind, move.tokens) == (MoveKind.RESTORE, 80)
+    played.finish(second)
+    assert second.cached == 80
+    assert played.rows[2] == 20
+
+
+def test_kept_states_are_bounded_and_the_preempted_come_before_them() -> None:
+    played = Played(scheduler(swap_bytes_max=250, cell_bytes=1))
+    for ticket in range(1, 9):
+        made = job(ticket, range(1000 * ticket, 1000 * ticket + 90))
+        played.planner.submit(made)
+        played.finish(made)
+    cache = played.planner.cache
+    assert (len(cache.hosted), cache.swapped_bytes) == (2, 180)
+    running = job(10, range(200))
+    played.planner.submit(running)
+    played.until_drawn(running)
+    assert cache.swap_out(running.choices[0])
+    assert (len(cache.hosted), cache.swapped_bytes) == (0, 200)
+
+
 def test_the_same_prompt_is_evaluated_but_for_its_last_token() -> None:
     played = Played(scheduler())
     for ticket in (1, 2):
@@ -206,13 +239,13 @@ def test_a_preempted_sequence_is_saved_and_restored_where_that_is_cheaper() -> N
     moves = []
     while not played.planner.preemptions_total:
         moves = [move.kind for move in played.step().moves]
-    assert moves == [MoveKind.SWAP_OUT, MoveKind.REMOVE]
+    assert moves == [MoveKind.SAVE, MoveKind.REMOVE]
     held = young.choices[0].swapped
     assert held == young.choices[0].length - 1
     assert played.planner.cache.swapped_bytes == 10 * held
     played.planner.finish(old.choices[0], played.now_ms)
     kinds = [move.kind for move in played.step().moves]
-    assert MoveKind.SWAP_IN in kinds
+    assert MoveKind.TAKE_BACK in kinds
     assert played.planner.cache.swapped_bytes == 0
     assert young.choices[0].evaluated == held + 1  # it went on where it was
 
