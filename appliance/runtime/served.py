@@ -93,6 +93,7 @@ class Served:
         self._reason = ""
         self._restarts = 0
         self._worst_ms = 0.0
+        self._acked = 0
         self._gauges: wire.EngineGauges | None = None
 
     # --- what others ask ---
@@ -243,7 +244,10 @@ class Served:
             self._gauges = frame.gauges
             self.book.take_step(frame)
             self._observer.step(self.version.label, frame.gauges)
-            child.send(wire.Ack(step=frame.step))
+            # Not each one: an Ack wakes the worker while it evaluates the next step.
+            if frame.step - self._acked >= max(1, self._engine.ack_window_steps // 4):
+                self._acked = frame.step
+                child.send(wire.Ack(step=frame.step))
         elif isinstance(frame, wire.AdapterLoaded | wire.AdapterFailed):
             self._take_adapter(child, frame)
         elif isinstance(frame, wire.Embedded):
@@ -264,6 +268,7 @@ class Served:
         self.facts = ready.facts
         self.failure = None
         self._worst_ms = ready.step_ms_worst
+        self._acked = 0
         self._gauges = None
         self._loading_ratio = 1.0
         self._is_answering = True
