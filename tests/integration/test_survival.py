@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance.config import Engine, Limits
@@ -64,6 +65,26 @@ def test_streams_survive_three_kills_with_exactly_the_text_they_would_have_had()
             assert [cause for _, cause in b.recorder.losses] == ["sigkill", "sigsegv", "sigabrt"]
             status = b.router.models()[0]
             assert (status.running_count, status.waiting_count) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_a_stream_with_guesses_goes_on_where_it_was_killed() -> None:
+    only = Constraint(kind=ConstraintKind.REGEX, text="(the cat and the dog, ){40}")
+
+    async def run() -> None:
+        async with running() as b:
+            job = await b.job(PROMPTS[0], max_tokens=450)
+            stream = b.stream(msgspec.structs.replace(job, constraint=only))
+            await stream.has_tokens(120)
+            assert b.recorder.gauges is not None
+            assert b.recorder.gauges.draft_accepted_total > 0
+            os.kill(b.worker_pid, signal.SIGKILL)
+            await b.ended(stream)
+            assert stream.error is None
+            assert b.recorder.losses == [("demo@2", "sigkill")]
+            assert b.recorder.gauges.draft_accepted_total > 0
+            assert stream.text == "the cat and the dog, " * 40
 
     asyncio.run(run())
 
