@@ -94,7 +94,10 @@ class Score:
 
 
 class Track:
-    """The tokens of one choice and the pointer into them. Bounded by `lookback_tokens`."""
+    """The tokens of one choice and the pointer into them. Bounded by `lookback_tokens`.
+
+    `drawn` is for whoever follows the choice: how many of its tokens that were drawn are here.
+    """
 
     __slots__ = (
         "_earlier",
@@ -105,7 +108,7 @@ class Track:
         "_pointer",
         "_score",
         "_tokens",
-        "length",
+        "drawn",
     )
 
     def __init__(self, prompt: Sequence[int], limits: DraftLimits, of_all: Score) -> None:
@@ -118,7 +121,12 @@ class Track:
         self._indexed = 0
         self._latest: dict[tuple[int, ...], int] = {}
         self._earlier: list[int] = []  # for each indexed token: where its n-gram was before
-        self.length = len(prompt)
+        self.drawn = 0
+
+    @property
+    def is_repeating(self) -> bool:
+        """Say whether there is an earlier place that the present goes on from."""
+        return self._pointer != _NONE
 
     def follow(self, token_ids: Sequence[int]) -> None:
         """Take in the tokens that were drawn since, in order."""
@@ -130,7 +138,6 @@ class Track:
                 self._pointer = self._pointer + 1 if hit else _NONE
                 self._match = self._match + 1 if hit else 0
             tokens.append(token_id)
-        self.length += len(token_ids)
         if len(tokens) > self._limits.lookback_tokens:
             self._cut(len(tokens) - self._limits.lookback_tokens // 2)
 

@@ -89,6 +89,9 @@ class Speculation:
         left = _INDEXED_MAX
         for track in tracks:
             left -= track.index(left)
+        if not any(track.is_repeating for track in tracks):
+            self._is_on = False
+            return [_NOTHING] * len(choices)
         counts = self._counts(tracks, rooms, shape, rows_max)
         self._is_on = any(counts)
         return [
@@ -115,14 +118,14 @@ class Speculation:
 
     def _follow(self, choice: Choice) -> Track:
         """Bring the track of a choice up to date."""
-        length, track = choice.length, choice.track
+        track, drawn = choice.track, len(choice.outputs)
         if track is None:
-            size = min(length, self.limits.lookback_tokens // 2)
-            tokens = choice.tokens(length - size, size)
+            size = min(choice.length, self.limits.lookback_tokens // 2)
+            tokens = choice.tokens(choice.length - size, size)
             track = choice.track = Track(tokens, self.limits, self._score)
-            track.length = length
-        elif track.length < length:
-            track.follow(choice.outputs[track.length - length :])
+        elif track.drawn < drawn:
+            track.follow(choice.outputs[track.drawn :])
+        track.drawn = drawn
         return track
 
     # --- how many --------------------------------------------------------------------------------
