@@ -146,7 +146,13 @@ class Composer:
         rooms = [self._draft_room(choice) for choice in decode]
         shape = StepShape(decode=len(decode), prefill=0, kv_span=cells_used + len(decode))
         rows = min(rows_max, self._limits.sequences_max + speculation.limits.tokens_max)
-        return speculation.draft(decode, rooms, shape, rows - len(decode))
+        return speculation.draft(
+            decode,
+            rooms,
+            shape,
+            rows_max=rows - len(decode),
+            step_ms_max=self._limits.step_ms_max,
+        )
 
     def _draft_room(self, choice: Choice) -> int:
         """Count the guesses of a choice that could come true; none while others share its row."""

@@ -74,12 +74,18 @@ class Speculation:
         self._step = 0
 
     def draft(
-        self, choices: Sequence[Choice], rooms: Sequence[int], shape: StepShape, rows_max: int
+        self,
+        choices: Sequence[Choice],
+        rooms: Sequence[int],
+        shape: StepShape,
+        *,
+        rows_max: int,
+        step_ms_max: float,
     ) -> list[tuple[int, ...]]:
         """Guess for each choice at most as many tokens as it has room for, `rows_max` in all.
 
-        `shape` is the step without guesses: a decode row for each choice. Follow with `observe` if
-        the step was evaluated.
+        `shape` is the step without guesses: a decode row for each choice. With them it takes no
+        longer than step_ms_max. Follow with `observe` if the step was evaluated.
         """
         if len(choices) > self.limits.streams_max:
             for choice in choices:
@@ -92,7 +98,8 @@ class Speculation:
         if not any(track.is_repeating for track in tracks):
             self._is_on = False
             return [_NOTHING] * len(choices)
-        counts = self._counts(tracks, rooms, shape, rows_max)
+        offers = self._offers(tracks, rooms)[: max(0, rows_max)]
+        counts = self._counts(offers, shape, step_ms_max)
         self._is_on = any(counts)
         return [
             tuple(track.guess(count)) if count else _NOTHING
@@ -131,23 +138,25 @@ class Speculation:
     # --- how many --------------------------------------------------------------------------------
 
     def _counts(
-        self, tracks: Sequence[Track], rooms: Sequence[int], shape: StepShape, rows_max: int
+        self, offers: Sequence[tuple[float, int]], shape: StepShape, step_ms_max: float
     ) -> list[int]:
-        """Find the counts with the most tokens per ms; all 0 if none promises enough."""
-        counts, best = [0] * len(tracks), [0] * len(tracks)
-        offers = self._offers(tracks, rooms) if self._is_plain_known(shape) else []
+        """Find each choice's count with the most tokens per ms; all 0 if none promises enough."""
+        counts, best = [0] * shape.decode, [0] * shape.decode
+        if not self._is_plain_known(shape):
+            return best
         base_ms = self._cost.predict_ms(shape)
         tokens = base = float(shape.decode)
         best_gain = (_GO_ON if self._is_on else _BEGIN) / self._trust()
         limit = max(_ROWS_MIN, shape.decode, self._rows_paid * _GROWTH)
         without = shape.decode  # choices without a guess
-        for count, (chance, at) in enumerate(offers[: max(0, min(rows_max, limit))], start=1):
+        for count, (chance, at) in enumerate(offers[:limit], start=1):
             tokens += chance
             without -= not counts[at]
             counts[at] += 1
             ms = self._price_ms(shape, count)
             gain = tokens / base * base_ms / ms
-            if gain > best_gain and (not without or ms <= base_ms * self.limits.stretch_max):
+            ms_max = base_ms * self.limits.stretch_max if without else step_ms_max
+            if gain > best_gain and ms <= min(ms_max, step_ms_max):
                 best_gain, best = gain, counts.copy()
         self._promised = best_gain
         return best

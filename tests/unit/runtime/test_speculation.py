@@ -63,9 +63,11 @@ def drafts(
     choices: list[Choice],
     rooms: list[int] | None = None,
     rows_max: int = 64,
+    step_ms_max: float = 1000.0,
 ) -> list[tuple[int, ...]]:
     shape = StepShape(decode=len(choices), prefill=0, kv_span=100)
-    return speculation.draft(choices, rooms or [100] * len(choices), shape, rows_max)
+    rooms = rooms or [100] * len(choices)
+    return speculation.draft(choices, rooms, shape, rows_max=rows_max, step_ms_max=step_ms_max)
 
 
 def observe(
@@ -122,6 +124,15 @@ def test_no_guess_is_longer_than_its_room_and_all_together_than_the_rows() -> No
     assert sum(len(draft) for draft in drafts(speculation, choices, rows_max=7)) == 7
     assert drafts(speculation, choices, rows_max=0) == [(), (), ()]
     assert drafts(speculation, choices, rows_max=-1) == [(), (), ()]
+
+
+def test_guesses_make_no_step_longer_than_a_step_may_be() -> None:
+    speculation = speculating(CHEAP)
+    choice = repeating(speculation)
+    assert len(paying(speculation, choice)) == 8
+    (guessed,) = drafts(speculation, [choice], step_ms_max=11.5)
+    assert 2 <= len(guessed) <= 4
+    assert drafts(speculation, [choice], step_ms_max=1.0) == [()]
 
 
 def test_a_full_step_makes_guesses_too_dear() -> None:
