@@ -58,13 +58,14 @@ class DraftLimits:
 class Score:
     """How often a guess was right, by the match it was made with; recent ones count more."""
 
-    __slots__ = ("_all", "_hits", "_tries")
+    __slots__ = ("_all", "_chances", "_hits", "_tries")
 
     def __init__(self, of_all: Score | None = None) -> None:
         """Begin with the score of all choices of the model, or as one that hasn't seen any."""
         self._all = of_all
         self._hits = [0.0] * len(_CLASSES)
         self._tries = [0.0] * len(_CLASSES)
+        self._chances: list[float] = []
 
     def note(self, match: int, *, hit: bool) -> None:
         """Count one guess that was made with this match, here and for all choices."""
@@ -74,6 +75,8 @@ class Score:
         self._tries[kind] = self._tries[kind] * forgetting + 1.0
         if self._all:
             self._all.note(match, hit=hit)
+        if self._chances:  # those of other classes move with the other choices, but slowly
+            self._chances[kind] = self._cautious(kind)
 
     def chance(self, match: int) -> float:
         """Estimate the probability that a guess with this match is right, with due caution.
@@ -81,7 +84,12 @@ class Score:
         One standard error is taken off: of many guesses the best looking ones are put forward, and
         those are the ones that were only lucky so far.
         """
-        chance, weight = self._estimate(_CLASS_OF[min(match, _MATCH_MAX)])
+        if not self._chances:
+            self._chances = [self._cautious(kind) for kind in range(len(_CLASSES))]
+        return self._chances[_CLASS_OF[match] if match < _MATCH_MAX else -1]
+
+    def _cautious(self, kind: int) -> float:
+        chance, weight = self._estimate(kind)
         return max(0.0, chance - math.sqrt(chance * (1.0 - chance) / weight))
 
     def _estimate(self, kind: int) -> tuple[float, float]:

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from heapq import merge
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from appliance.runtime.cost import CostModel, StepShape
@@ -43,7 +45,8 @@ _FADING_STEPS = 2048.0
 _PLAIN_STEPS = 64
 _ROWS_MIN = 4
 _GROWTH = 2
-_WEIGHT = 0.1  # of the newest step in what is kept
+_PAUSE_MAX = 7  # steps without a look, where the last looks found nothing that pays
+_WEIGHT_KEPT = 0.1  # of the newest step in how far promises are kept
 _WEIGHT_SHORTER = 0.4  # of the newest step in the time of a step without guesses
 _WEIGHT_LONGER = 0.1
 _OUTLIER = 2.0
@@ -70,6 +73,8 @@ class Speculation:
         self._kept = 1.0
         self._kept_step = 0
         self._rows_paid = 0
+        self._pause = 0  # steps until guesses are looked for again
+        self._pauses = 0
         self._plain: dict[int, tuple[float, int]] = {}  # streams: ms, step
         self._step = 0
 
@@ -95,11 +100,12 @@ class Speculation:
         left = _INDEXED_MAX
         for track in tracks:
             left -= track.index(left)
-        if not any(track.is_repeating for track in tracks):
-            self._is_on = False
-            return [_NOTHING] * len(choices)
-        offers = self._offers(tracks, rooms)[: max(0, rows_max)]
-        counts = self._counts(offers, shape, step_ms_max)
+        counts = [0] * len(tracks)
+        if self._is_worth_asking(tracks, shape):
+            limit = max(_ROWS_MIN, len(tracks), self._rows_paid * _GROWTH)
+            offers = self._offers(tracks, rooms, max(0, min(rows_max, limit)))
+            for _, at in offers[: self._count(offers, shape, step_ms_max)]:
+                counts[at] += 1
         self._is_on = any(counts)
         return [
             tuple(track.guess(count)) if count else _NOTHING
@@ -118,7 +124,7 @@ class Speculation:
             gain = self._measured_gain(shape, drafted, accepted, step_ms)
             kept = self._trust()
             now = min(max(gain / self._promised, kept / _OUTLIER), kept * _OUTLIER)
-            self._kept = kept + _WEIGHT * (now - kept)
+            self._kept = kept + _WEIGHT_KEPT * (now - kept)
             self._kept_step = self._step
             self._rows_paid = drafted if gain > 1.0 else min(self._rows_paid, drafted // 2)
         self.gain += _WEIGHT_SHOWN * (gain - self.gain)
@@ -137,43 +143,48 @@ class Speculation:
 
     # --- how many --------------------------------------------------------------------------------
 
-    def _counts(
+    def _is_worth_asking(self, tracks: Sequence[Track], shape: StepShape) -> bool:
+        """Say whether to look for guesses that pay: not in each step where none did lately."""
+        if not any(track.is_repeating for track in tracks):
+            return False
+        self._pause -= 1
+        return self._pause < 0 and self._is_plain_known(shape)
+
+    def _count(
         self, offers: Sequence[tuple[float, int]], shape: StepShape, step_ms_max: float
-    ) -> list[int]:
-        """Find each choice's count with the most tokens per ms; all 0 if none promises enough."""
-        counts, best = [0] * shape.decode, [0] * shape.decode
-        if not self._is_plain_known(shape):
-            return best
-        base_ms = self._cost.predict_ms(shape)
-        tokens = base = float(shape.decode)
-        best_gain = (_GO_ON if self._is_on else _BEGIN) / self._trust()
-        limit = max(_ROWS_MIN, shape.decode, self._rows_paid * _GROWTH)
-        without = shape.decode  # choices without a guess
-        for count, (chance, at) in enumerate(offers[:limit], start=1):
+    ) -> int:
+        """Find how many of the offers make the most tokens per ms; 0 if none promises enough."""
+        predict_ms, streams, kv_span = self._cost.predict_rows_ms, shape.decode, shape.kv_span
+        base_ms = predict_ms(streams, 0, kv_span)
+        stretched_ms = min(step_ms_max, base_ms * self.limits.stretch_max)
+        tokens = float(streams)
+        best, best_gain = 0, (_GO_ON if self._is_on else _BEGIN) / self._trust()
+        guessing: set[int] = set()
+        for count, (chance, at) in enumerate(offers, start=1):
             tokens += chance
-            without -= not counts[at]
-            counts[at] += 1
-            ms = self._price_ms(shape, count)
-            gain = tokens / base * base_ms / ms
-            ms_max = base_ms * self.limits.stretch_max if without else step_ms_max
-            if gain > best_gain and ms <= min(ms_max, step_ms_max):
-                best_gain, best = gain, counts.copy()
+            guessing.add(at)
+            ms = predict_ms(streams + count, 0, kv_span + count)
+            gain = tokens / streams * base_ms / ms
+            if gain > best_gain and ms <= (
+                step_ms_max if len(guessing) == streams else stretched_ms
+            ):
+                best, best_gain = count, gain
         self._promised = best_gain
+        self._pauses = 0 if best else min(_PAUSE_MAX, 2 * self._pauses + 1)
+        self._pause = self._pauses
         return best
 
-    def _price_ms(self, shape: StepShape, drafted: int) -> float:
-        decode, kv_span = shape.decode + drafted, shape.kv_span + drafted
-        return self._cost.predict_ms(StepShape(decode=decode, prefill=0, kv_span=kv_span))
-
-    def _offers(self, tracks: Sequence[Track], rooms: Sequence[int]) -> list[tuple[float, int]]:
-        """List (chance, track) of the guesses, the likeliest first; a track's own are in order."""
-        offers = [
-            (chance, at)
+    def _offers(
+        self, tracks: Sequence[Track], rooms: Sequence[int], count: int
+    ) -> list[tuple[float, int]]:
+        """List (chance, track) of the likeliest guesses, in order; so are those of one track."""
+        tokens_max = self.limits.tokens_max
+        of_each = [
+            [(chance, at) for chance in track.chances(min(room, tokens_max), _CHANCE_MIN)]
             for at, (track, room) in enumerate(zip(tracks, rooms, strict=True))
-            for chance in track.chances(min(room, self.limits.tokens_max), _CHANCE_MIN)
+            if track.is_repeating
         ]
-        offers.sort(key=_chance, reverse=True)
-        return offers
+        return list(islice(merge(*of_each, key=_chance, reverse=True), count))
 
     # --- what came -------------------------------------------------------------------------------
 
