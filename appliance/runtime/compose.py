@@ -143,12 +143,11 @@ class Composer:
         self, speculation: Speculation, decode: Sequence[Choice], rows_max: int, cells_used: int
     ) -> list[tuple[int, ...]]:
         """Guess on for choices that decode, in so many rows with their own."""
-        rooms = [self._draft_room(choice) for choice in decode]
         shape = StepShape(decode=len(decode), prefill=0, kv_span=cells_used + len(decode))
         rows = min(rows_max, self._limits.sequences_max + speculation.limits.tokens_max)
         return speculation.draft(
             decode,
-            rooms,
+            self._draft_room,
             shape,
             rows_max=rows - len(decode),
             step_ms_max=self._limits.step_ms_max,

@@ -292,13 +292,14 @@ class GeneratingEngine:
         return self._generations[choice.job.ticket][choice.index]
 
     def _tell(self, choice: Choice, drawn: Sequence[Drawn]) -> None:
+        # Lists, not generators: this is done for each stream of each step.
         self._news.append(
             wire.News(
                 ticket=choice.job.ticket,
                 choice=choice.index,
-                token_ids=tuple(one.token_id for one in drawn if one.token_id is not None),
-                text="".join(one.text for one in drawn),
-                logprobs=tuple(one.logprob for one in drawn if one.logprob is not None),
+                token_ids=tuple([one.token_id for one in drawn if one.token_id is not None]),
+                text="".join([one.text for one in drawn]),
+                logprobs=tuple([one.logprob for one in drawn if one.logprob is not None]),
                 finish=drawn[-1].finish,
             )
         )

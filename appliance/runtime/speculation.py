@@ -26,7 +26,7 @@ may be `stretch_max` times as long at most.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -81,13 +81,13 @@ class Speculation:
     def draft(
         self,
         choices: Sequence[Choice],
-        rooms: Sequence[int],
+        room: Callable[[Choice], int],
         shape: StepShape,
         *,
         rows_max: int,
         step_ms_max: float,
     ) -> list[tuple[int, ...]]:
-        """Guess for each choice at most as many tokens as it has room for, `rows_max` in all.
+        """Guess for each choice at most as many tokens as `room` says, `rows_max` in all.
 
         `shape` is the step without guesses: a decode row for each choice. With them it takes no
         longer than step_ms_max. Follow with `observe` if the step was evaluated.
@@ -103,7 +103,7 @@ class Speculation:
         counts = [0] * len(tracks)
         if self._is_worth_asking(tracks, shape):
             limit = max(_ROWS_MIN, len(tracks), self._rows_paid * _GROWTH)
-            offers = self._offers(tracks, rooms, max(0, min(rows_max, limit)))
+            offers = self._offers(choices, room, max(0, min(rows_max, limit)))
             for _, at in offers[: self._count(offers, shape, step_ms_max)]:
                 counts[at] += 1
         self._is_on = any(counts)
@@ -175,15 +175,15 @@ class Speculation:
         return best
 
     def _offers(
-        self, tracks: Sequence[Track], rooms: Sequence[int], count: int
+        self, choices: Sequence[Choice], room: Callable[[Choice], int], count: int
     ) -> list[tuple[float, int]]:
         """List (chance, track) of the likeliest guesses, in order; so are those of one track."""
         tokens_max = self.limits.tokens_max
-        of_each = [
-            [(chance, at) for chance in track.chances(min(room, tokens_max), _CHANCE_MIN)]
-            for at, (track, room) in enumerate(zip(tracks, rooms, strict=True))
-            if track.is_repeating
-        ]
+        of_each = []
+        for at, choice in enumerate(choices):
+            if choice.track is not None and choice.track.is_repeating:
+                chances = choice.track.chances(min(room(choice), tokens_max), _CHANCE_MIN)
+                of_each.append([(chance, at) for chance in chances])
         return list(islice(merge(*of_each, key=_chance, reverse=True), count))
 
     # --- what came -------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ NAMES = ("", "ada", "bob")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write two adapters for the demo model, and one for another model."""
     path = tmp_path_factory.mktemp("adapters")
-    # Strong enough to change what is drawn, weak enough that no two tokens come near to a tie, which
-    # another batch would decide the other way (a batch moves log-probabilities by some 0.02).
+    # Strong enough to change what is drawn, weak enough that no two tokens come near to a tie,
+    # which another batch would decide the other way (it moves log-probabilities by some 0.02).
     for seed, name in enumerate(("ada", "bob")):
         write_lora(path / name, DEMO_MODEL, Lora(strength=0.1), seed=seed)
     write_llama(path / "tiny", SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0)

@@ -139,9 +139,12 @@ class Trace:
     def step(self) -> None:
         streams = len(self.choices)
         shape = StepShape(decode=streams, prefill=0, kv_span=0)
-        rooms = [LIMITS.tokens_max] * streams
         drafts = self.speculation.draft(
-            self.choices, rooms, shape, rows_max=ROWS_MAX - streams, step_ms_max=1000.0
+            self.choices,
+            lambda _choice: LIMITS.tokens_max,
+            shape,
+            rows_max=ROWS_MAX - streams,
+            step_ms_max=1000.0,
         )
         drafted = sum(len(draft) for draft in drafts)
         assert drafted <= ROWS_MAX - streams

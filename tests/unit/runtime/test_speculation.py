@@ -66,10 +66,13 @@ def drafts(
     step_ms_max: float = 1000.0,
 ) -> list[tuple[int, ...]]:
     shape = StepShape(decode=len(choices), prefill=0, kv_span=100)
-    rooms = rooms or [100] * len(choices)
+
+    def room(choice: Choice) -> int:
+        return 100 if rooms is None else rooms[choices.index(choice)]
+
     given: list[tuple[int, ...]] = []
     for _ in range(8):  # where nothing paid lately, it is not looked for in each step
-        given = speculation.draft(choices, rooms, shape, rows_max=rows_max, step_ms_max=step_ms_max)
+        given = speculation.draft(choices, room, shape, rows_max=rows_max, step_ms_max=step_ms_max)
         if any(given):
             break
     return given
