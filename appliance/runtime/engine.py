@@ -160,8 +160,8 @@ class GeneratingEngine:
         began_ms = self._clock()
         plan = self._scheduler.plan(began_ms)
         lost = self._mover.make(plan.moves)
-        for move in lost:
-            self._scheduler.restart(move)
+        if lost:
+            self._scheduler.restart(lost)
         for choice in plan.exhausted:
             self._tell(choice, [self._of(choice).cut_off()])
             self._forget_if_over(choice.job)

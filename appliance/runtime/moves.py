@@ -55,6 +55,11 @@ class Mover:
     def _restore(self, move: Move) -> bool:
         is_last = move.kind is MoveKind.TAKE_BACK
         data = self._saved.pop(move.state) if is_last else self._saved[move.state]
-        if not self._context.restore_state(move.seq_id, data):
+        context = self._context
+        if not context.restore_state(move.seq_id, data):
             return False
-        return self._context.cut(move.seq_id, move.tokens)
+        # It was saved in the same plan in which it could not be restored: it never held them.
+        if context.position_max(move.seq_id) + 1 < move.tokens:
+            context.remove(move.seq_id)
+            return False
+        return context.cut(move.seq_id, move.tokens)

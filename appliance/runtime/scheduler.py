@@ -236,10 +236,17 @@ class Scheduler:
             self._preempt(job, swap=False)
         self.cache.drop_parked()
 
-    def restart(self, move: Move) -> None:
-        """Evaluate a running job again from the beginning: a state could not be restored."""
-        self.cache.disown(move.state)
-        self._preempt(self._jobs[move.ticket], swap=False)
+    def restart(self, lost: Sequence[Move]) -> None:
+        """Evaluate every running job again: states that they build on could not be restored.
+
+        All of them, because another may have copied in the same plan what was never there.
+        """
+        for move in lost:
+            self.cache.disown(move.state)
+        for job in self._running:
+            if not job.is_forked:
+                job.cached = 0
+        self.preempt_all()
 
     # --- what it holds ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ invariants are checked; at the end everything must have ended, exactly once.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -39,6 +40,7 @@ class BookEngine:
         self.sequences: dict[int, list[object]] = {}
         self.saved: dict[int, list[int]] = {}
         self.moves: set[MoveKind] = set()
+        self.missing: set[int] = set()
 
     @property
     def used(self) -> int:
@@ -53,25 +55,39 @@ class BookEngine:
         assert tokens is None or len(held) >= tokens, "copied more than the source holds"
         self.sequences[target] = list(held[:tokens])
 
-    def move(self, move: Move) -> None:
+    def make(self, moves: Iterable[Move], is_refused: Callable[[], bool]) -> list[Move]:
+        """Make the moves of a plan; returns those whose state was refused, as `Mover` does."""
+        lost = [move for move in moves if not self.move(move, is_refused)]
+        self.missing.clear()
+        return lost
+
+    def move(self, move: Move, is_refused: Callable[[], bool]) -> bool:
         self.moves.add(move.kind)
         if move.kind is MoveKind.REMOVE:
             self.remove(move.seq_id)
         elif move.kind is MoveKind.COPY:
-            self.copy(move.source, move.seq_id, move.tokens)
+            if move.source in self.missing:
+                self.missing.add(move.seq_id)  # copied from what was never there
+            else:
+                self.copy(move.source, move.seq_id, move.tokens)
         elif move.kind is MoveKind.SAVE:
             assert move.state not in self.saved
-            self.saved[move.state] = self.text(move.seq_id)
+            is_missing = move.seq_id in self.missing
+            self.saved[move.state] = [] if is_missing else self.text(move.seq_id)
         elif move.kind is MoveKind.FORGET:
             del self.saved[move.state]
         else:
             assert not self.sequences.get(move.seq_id)
             text = self.saved[move.state]
-            assert move.tokens <= len(text)
+            is_whole = move.tokens <= len(text)
             assert self.used + len(text) <= self.cells_total, "no room to restore"
             if move.kind is MoveKind.TAKE_BACK:
                 del self.saved[move.state]
+            if is_refused() or not is_whole:
+                self.missing.add(move.seq_id)
+                return False
             self.sequences[move.seq_id] = [[token] for token in text[: move.tokens]]
+        return True
 
     def decode(self, spans: tuple[Span, ...], batch_tokens: int) -> None:
         rows = sum(span.rows for span in spans)
@@ -211,12 +227,16 @@ class World:
     def step(self) -> Plan:
         scheduler = self.scheduler
         plan = scheduler.plan(self.now_ms)
-        for move in plan.moves:
-            self.engine.move(move)
+        lost = self.engine.make(plan.moves, lambda: self.rng.random() < self.refusal_ratio)
+        if lost:
+            scheduler.restart(lost)
         for job, error in plan.failed:
             self.expire(job, error)
         for choice in plan.exhausted:
             self.over(choice)
+        if lost:
+            self.check_books()
+            return plan
         self.check_plan(plan)
         if not plan.spans:
             assert not scheduler.running_count, "jobs run and nothing is planned for them"
