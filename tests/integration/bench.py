@@ -169,7 +169,11 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def running(
-    *, engine: Engine | None = None, limits: Limits | None = None, path: Path = DEMO_MODEL
+    *,
+    engine: Engine | None = None,
+    limits: Limits | None = None,
+    path: Path = DEMO_MODEL,
+    pinned_systems: tuple[str, ...] = (),
 ) -> AsyncIterator[Bench]:
     """Serve a model until the block is left."""
     recorder = Recorder()
@@ -178,7 +182,8 @@ async def running(
     async with asyncio.TaskGroup() as group:
         group.create_task(router.run())
         try:
-            await router.serve(version, path, Model(path=str(path)))
+            settings = Model(path=str(path), pinned_systems=pinned_systems)
+            await router.serve(version, path, settings)
             yield Bench(router, version, recorder, group)
         finally:
             await router.close()
