@@ -180,6 +180,7 @@ class ModelFacts(Value):
     has_chat_template: bool
     kv_bytes_per_token: int
     sequences_max: int
+    kv_cells: int
     memory_kind: MemoryKind
     cache_layout: CacheLayout = CacheLayout.UNIFIED
     cache_layout_reason: str = ""

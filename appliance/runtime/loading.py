@@ -229,6 +229,7 @@ def _facts(
         has_chat_template=model.has_chat_template,
         kv_bytes_per_token=kv_bytes_per_token,
         sequences_max=options.sequences_max,
+        kv_cells=context.cells,
         memory_kind=context.memory_kind,
     )
 

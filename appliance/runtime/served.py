@@ -116,7 +116,7 @@ class Served:
             worker_pid=self._pid,
             worker_restarts=self._restarts,
             kv_cells_used=gauges.cells_used if gauges else 0,
-            kv_cells_total=gauges.cells_total if gauges else 0,
+            kv_cells_total=self.facts.kv_cells if self.facts and state is VersionState.READY else 0,
             adapters=self.adapters.statuses(),
         )
 
