@@ -346,6 +346,101 @@ class DecodeFailed(EngineError):
         self.reason = reason
 
 
+# --- versions from the hub ----------------------------------------------------------------------
+
+
+class SyncError(ApplianceError):
+    """A version can't be learnt of, fetched, believed or put in place."""
+
+
+class DocumentRefused(SyncError):
+    """A document of the hub is out of bounds, of another schema, or contradicts itself."""
+
+    code = "DOCUMENT_REFUSED"
+    sentence = "{document}: {field}: {reason}"
+
+    def __init__(self, *, document: str, field: str, reason: str) -> None:
+        super().__init__(document=document, field=field, reason=reason)
+        self.document = document
+        self.field = field
+        self.reason = reason
+
+
+class HubUnreachable(SyncError):
+    """No source answers, or not in time; the appliance goes on with what it has."""
+
+    code = "HUB_UNREACHABLE"
+    retryable = True
+    sentence = "{source}: {reason}"
+
+    def __init__(self, *, source: str, reason: str) -> None:
+        super().__init__(source=source, reason=reason)
+        self.source = source
+        self.reason = reason
+
+
+class Untrusted(SyncError):
+    """What a source says is not signed by those who may say it, or is older than what is known."""
+
+    code = "UNTRUSTED"
+    sentence = "{what} is not trusted: {reason}"
+
+    def __init__(self, *, what: str, reason: str) -> None:
+        super().__init__(what=what, reason=reason)
+        self.what = what
+        self.reason = reason
+
+
+class BlobCorrupt(SyncError):
+    """A file is not what its digest says, and no source has the right bytes."""
+
+    code = "BLOB_CORRUPT"
+    sentence = "the file sha256:{digest} is corrupt: {reason}"
+
+    def __init__(self, *, digest: str, reason: str) -> None:
+        super().__init__(digest=digest, reason=reason)
+        self.digest = digest
+        self.reason = reason
+
+
+class DiskFull(SyncError):
+    """A file does not fit on the disk beside the floor of free space."""
+
+    code = "DISK_FULL"
+    retryable = True
+    sentence = "{path}: {needed_bytes} bytes are needed, {free_bytes} may be used"
+
+    def __init__(self, *, path: str, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(path=path, needed_bytes=needed_bytes, free_bytes=free_bytes)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class ClockUntrusted(SyncError):
+    """The clock contradicts what was signed; nothing new is learnt until it is right."""
+
+    code = "CLOCK_UNTRUSTED"
+    retryable = True
+    sentence = "the clock is not trusted: {reason}"
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(reason=reason)
+        self.reason = reason
+
+
+class DeploymentRefused(SyncError):
+    """What an operator asks of a deployment is not possible in the state it is in."""
+
+    code = "DEPLOYMENT_REFUSED"
+    sentence = "{model}: {action}: {reason}"
+
+    def __init__(self, *, model: str, action: str, reason: str) -> None:
+        super().__init__(model=model, action=action, reason=reason)
+        self.model = model
+        self.action = action
+        self.reason = reason
+
+
 # --- the house ----------------------------------------------------------------------------------
 
 

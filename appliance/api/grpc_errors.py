@@ -48,6 +48,13 @@ GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
     errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.ABORTED,
     errors.DecodeFailed: grpc.StatusCode.INTERNAL,
+    errors.DocumentRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.HubUnreachable: grpc.StatusCode.UNAVAILABLE,
+    errors.Untrusted: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.BlobCorrupt: grpc.StatusCode.DATA_LOSS,
+    errors.DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ClockUntrusted: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DeploymentRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StoreError: grpc.StatusCode.INTERNAL,
     errors.ConfigError: grpc.StatusCode.INTERNAL,
 }

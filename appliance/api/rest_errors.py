@@ -57,6 +57,13 @@ HTTP_STATUS: dict[type[ApplianceError], HttpError] = {
     errors.ModelNotReady: HttpError(503, SERVER),
     errors.WorkerLost: HttpError(503, SERVER),
     errors.DecodeFailed: HttpError(500, SERVER),
+    errors.DocumentRefused: HttpError(409, INVALID),
+    errors.HubUnreachable: HttpError(503, SERVER),
+    errors.Untrusted: HttpError(409, INVALID),
+    errors.BlobCorrupt: HttpError(500, SERVER),
+    errors.DiskFull: HttpError(507, SERVER),
+    errors.ClockUntrusted: HttpError(409, SERVER),
+    errors.DeploymentRefused: HttpError(409, INVALID),
     errors.StoreError: HttpError(500, SERVER),
     errors.ConfigError: HttpError(500, SERVER),
 }

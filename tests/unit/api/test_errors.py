@@ -21,6 +21,13 @@ from appliance.errors import (
 )
 
 FIELDS: dict[str, FieldValue] = {
+    "action": "x",
+    "digest": "x",
+    "document": "x",
+    "free_bytes": 1,
+    "needed_bytes": 2,
+    "source": "x",
+    "what": "x",
     "adapter": "x",
     "bound": "x",
     "cause": "x",
