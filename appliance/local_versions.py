@@ -25,10 +25,10 @@ from appliance.clock import utc_ms
 from appliance.config import Adapter, Limits, Model
 from appliance.domain import AdapterVersion, Digest, ModelVersion
 from appliance.errors import AdapterUnloadable, ModelUnloadable, StoreError
+from appliance.gguf import GgufFault, GgufHead, read_head
 from appliance.runtime.adapter_head import AdapterFacts, check_adapter
 from appliance.runtime.adapters import AdapterFile, file_key
 from appliance.runtime.devices import available_bytes
-from appliance.runtime.gguf import GgufFault, GgufHead, read_head
 from appliance.store import Migration, SqlValue, Store, Transaction
 
 CHUNK_BYTES = 4 * 1024 * 1024

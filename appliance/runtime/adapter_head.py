@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from appliance.runtime.gguf import GgufFault, GgufHead
+from appliance.gguf import GgufFault, GgufHead
 
 _FLOAT32 = 6  # GGUF's number of the type of a value
 _ENDS = (".lora_a", ".lora_b")

@@ -17,6 +17,7 @@ import msgspec
 
 from appliance.domain import MemoryKind, ModelFacts, ModelKind
 from appliance.errors import ModelUnloadable
+from appliance.gguf import GgufFault, GgufHead, ggml_type, read_head, row_bytes
 from appliance.runtime.cache_layout import LayoutChoice, settle_layout
 from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
 from appliance.runtime.contention import open_contention
@@ -24,7 +25,6 @@ from appliance.runtime.cost import CostModel
 from appliance.runtime.devices import available_bytes, physical_cores
 from appliance.runtime.embedder import EmbeddingEngine
 from appliance.runtime.engine import Engine, GeneratingEngine
-from appliance.runtime.gguf import GgufFault, GgufHead, ggml_type, read_head, row_bytes
 from appliance.runtime.jobs import SchedulerLimits
 from appliance.runtime.llama import (
     SEQUENCES_MAX,

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+from appliance import gguf
 from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Engine, Limits, Model, Scheduling
 from appliance.domain import (
@@ -35,7 +36,7 @@ from appliance.domain import (
     VersionState,
 )
 from appliance.errors import Draining, InvalidRequest, ModelNotServed, ModelUnloadable
-from appliance.runtime import gguf, wire
+from appliance.runtime import wire
 from appliance.runtime.adapters import AdapterFile
 from appliance.runtime.devices import cores_available, divide_threads
 from appliance.runtime.draft import DraftLimits

@@ -19,6 +19,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
+from appliance import gguf
 from appliance.domain import ChatPrompt, Constraint, InfillPrompt, RankPrompt, TextPrompt
 from appliance.errors import (
     ApplianceError,
@@ -29,7 +30,6 @@ from appliance.errors import (
 )
 from appliance.runtime import (
     constrain,
-    gguf,
     infill,
     llama,
     tool_grammar,

@@ -16,9 +16,9 @@ from appliance.config import Adapter, Limits, Model
 from appliance.config import Store as StoreSettings
 from appliance.domain import ModelVersion, Origin
 from appliance.errors import AdapterUnloadable, ModelUnloadable
+from appliance.gguf import read_head
 from appliance.local_versions import LocalVersions, Reading, embedded_models, hash_file
 from appliance.runtime.adapters import file_key
-from appliance.runtime.gguf import read_head
 from appliance.store import Store
 from tools.gguf_writer import write_lora
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from appliance.gguf import GgufFault, GgufHead, TensorEntry, read_head
 from appliance.runtime.adapter_head import AdapterFacts, check_adapter
-from appliance.runtime.gguf import GgufFault, GgufHead, TensorEntry, read_head
 from tools.gguf_writer import (
     SHAPES,
     Lora,

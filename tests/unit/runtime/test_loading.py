@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.gguf import GgufFault, read_head
 from appliance.runtime import wire
-from appliance.runtime.gguf import GgufFault, read_head
 from appliance.runtime.loading import fit_cells, kv_cache_bytes
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.runtime.gguf import GgufFault, read_head
+from appliance.gguf import GgufFault, read_head
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
 
