@@ -75,6 +75,15 @@ from appliance.domain.served import (
     VerdictSource,
     VersionState,
 )
+from appliance.domain.trial import (
+    DrillReport,
+    Sample,
+    StandbyLevel,
+    StandbyStatus,
+    SwitchReport,
+    Traffic,
+    Window,
+)
 from appliance.domain.value import (
     Value,
 )
@@ -105,6 +114,7 @@ __all__ = [
     "ConstraintKind",
     "Delta",
     "Digest",
+    "DrillReport",
     "EmbedRequest",
     "EmbedResult",
     "Event",
@@ -132,8 +142,12 @@ __all__ = [
     "RerankRequest",
     "RerankResult",
     "Role",
+    "Sample",
     "SamplingOptions",
+    "StandbyLevel",
+    "StandbyStatus",
     "StopOptions",
+    "SwitchReport",
     "TextPrompt",
     "Timings",
     "TokenLogprob",
@@ -143,10 +157,12 @@ __all__ = [
     "ToolCallMade",
     "ToolChoice",
     "ToolChoiceMode",
+    "Traffic",
     "Trigger",
     "Usage",
     "Value",
     "Verdict",
     "VerdictSource",
     "VersionState",
+    "Window",
 ]
