@@ -55,6 +55,12 @@ from appliance.domain.asked import (
     ToolChoiceMode,
     Trigger,
 )
+from appliance.domain.hosted import (
+    Answer,
+    HostedVersion,
+    Loaded,
+    NoRoom,
+)
 from appliance.domain.served import (
     AdapterState,
     AdapterStatus,
@@ -72,7 +78,6 @@ from appliance.domain.served import (
     Origin,
     Role,
     Verdict,
-    VerdictSource,
     VersionState,
 )
 from appliance.domain.trial import (
@@ -105,6 +110,7 @@ __all__ = [
     "AdapterState",
     "AdapterStatus",
     "AdapterVersion",
+    "Answer",
     "CacheLayout",
     "ChatPrompt",
     "ChoiceEnd",
@@ -121,16 +127,19 @@ __all__ = [
     "Final",
     "FinishReason",
     "GenerateRequest",
+    "HostedVersion",
     "InfillFile",
     "InfillPrompt",
     "JsonObject",
     "Judgement",
+    "Loaded",
     "MemoryKind",
     "Message",
     "ModelFacts",
     "ModelKind",
     "ModelStatus",
     "ModelVersion",
+    "NoRoom",
     "Origin",
     "OutputOptions",
     "Priority",
@@ -162,7 +171,6 @@ __all__ = [
     "Usage",
     "Value",
     "Verdict",
-    "VerdictSource",
     "VersionState",
     "Window",
 ]

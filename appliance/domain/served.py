@@ -8,7 +8,7 @@ What it never does: decide who may do what (`access`), or hold a request.
 from __future__ import annotations
 
 import enum
-from typing import NewType, Protocol
+from typing import NewType
 
 from appliance.domain.asked import Priority
 from appliance.domain.value import Value
@@ -224,11 +224,3 @@ class Judgement(Value):
     verdict: Verdict
     reason: str
     sample_count: int
-
-
-class VerdictSource(Protocol):
-    """Judge a version against the active one. Supplied by `observe`, consumed by `sync`."""
-
-    def judge(self, candidate: ModelVersion, active: ModelVersion) -> Judgement:
-        """Judge from measurements so far; never blocks; missing data is INCONCLUSIVE."""
-        ...
