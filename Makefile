@@ -29,6 +29,7 @@ docs: ready-dev ## write again what is generated from the code
 	$(BIN)/python -m tools.config_reference
 	$(BIN)/python -m tools.code_reference
 	$(BIN)/python -m tools.import_picture
+	$(BIN)/python -m tools.deployment_picture
 	$(BIN)/python -m tools.room_table
 	$(BIN)/python -m tools.scheduler_example
 

@@ -12,7 +12,7 @@ from appliance.cli.main import VERBS
 from appliance.config import SECTIONS
 from appliance.errors import concrete_classes
 from appliance.observe.families import FAMILIES
-from tools import code_reference, import_picture, room_table, scheduler_example
+from tools import code_reference, deployment_picture, import_picture, room_table, scheduler_example
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -43,6 +43,11 @@ def test_every_error_code_metric_key_and_verb_is_in_the_reference() -> None:
 def test_the_import_picture_is_fresh() -> None:
     text = import_picture.PAGE.read_text()
     assert text == import_picture.placed(text)
+
+
+def test_the_picture_of_a_deployments_life_is_fresh() -> None:
+    text = deployment_picture.PAGE.read_text()
+    assert text == deployment_picture.placed(text)
 
 
 def test_the_architecture_lists_every_room_as_it_says_of_itself() -> None:
