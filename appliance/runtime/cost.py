@@ -38,6 +38,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 ROW_QUANTUM = 16  # rows of a whole number of tiles, see above
@@ -111,6 +113,14 @@ class CostModel:
         """Predict the duration of such a step, with the threads in use or with so many."""
         fit, factor = self._nearest(threads or self.threads(shape))
         return factor * fit.predict_rows_ms(shape.decode, shape.prefill, shape.kv_span)
+
+    def frozen(self, threads: int) -> Callable[[StepShape], float]:
+        """Keep the prices of so many threads as they are now, whatever is learnt afterwards."""
+        fit, factor = self._nearest(threads)
+        kept = fit.scaled(1.0)
+        return lambda shape: (
+            factor * kept.predict_rows_ms(shape.decode, shape.prefill, shape.kv_span)
+        )
 
     def predict_rows_ms(self, decode: int, prefill: int, kv_span: int) -> float:
         """Predict the duration of a step of so many rows."""

@@ -10,11 +10,12 @@ it keeps them from step to step, and `process` bounds how long they spin.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Protocol
 
 from appliance.runtime.contention import Contention
 from appliance.runtime.cost import CostModel, StepShape
-from appliance.runtime.threads import Counts, ThreadCounts
+from appliance.runtime.threads import Counts, Reading, ThreadCount
 
 
 class Threaded(Protocol):
@@ -38,10 +39,9 @@ class Pool:
         """Begin with the counts of a calm machine; without `contention` they stay."""
         self.cost = cost
         self._context = context
-        self._counts = ThreadCounts(calm)
+        self._decode, self._prefill = _Kind(calm.decode), _Kind(calm.prefill)
         self._contention = contention
         self._busy_ms = 0.0
-        self._used = 1
         self._change = ""
         self._set = 0
         self._price()
@@ -49,7 +49,7 @@ class Pool:
     @property
     def counts(self) -> Counts:
         """Read the counts of the next step."""
-        return self._counts.now
+        return Counts(decode=self._decode.count.now, prefill=self._prefill.count.now)
 
     def take_change(self) -> str:
         """Name why the counts changed since the last call; empty if they did not."""
@@ -67,10 +67,8 @@ class Pool:
         """Price a step that was evaluated, and choose the threads of the next one."""
         contention = self._contention
         if contention is not None:
-            used = self.cost.threads(shape)
-            if used > 1:
-                self._counts.observe(step_ms, self.cost.predict_ms(shape, used - 1))
-            self._used = max(self._used, used)
+            kind = self._prefill if shape.prefill else self._decode
+            kind.observe(self.cost, shape, step_ms)
             self._busy_ms += step_ms
         self.cost.observe(shape, step_ms)
         if contention is not None and contention.due(now_ms):
@@ -80,11 +78,39 @@ class Pool:
 
     def _follow(self, contention: Contention, now_ms: float) -> None:
         reading = contention.read(self._busy_ms)
-        if self._counts.read(now_ms, reading, self._used):
-            self._change = self._counts.reason.value
+        self._busy_ms = 0.0
+        changed = [
+            kind
+            for kind in (self._decode, self._prefill)
+            if kind.follow(self.cost, now_ms, reading)
+        ]
+        if changed:
+            self._change = changed[0].count.reason.value
             self._price()
-        self._busy_ms, self._used = 0.0, 1
 
     def _price(self) -> None:
-        now = self._counts.now
+        now = self.counts
         self.cost.use(decode_threads=now.decode, prefill_threads=now.prefill)
+
+
+class _Kind:
+    """The count of one kind of step, and the prices it is judged by."""
+
+    def __init__(self, calm: int) -> None:
+        self.count = ThreadCount(calm)
+        self._before: Callable[[StepShape], float] | None = None  # prices when a trial began
+
+    def observe(self, cost: CostModel, shape: StepShape, step_ms: float) -> None:
+        if self._before is not None:
+            self.count.judge(step_ms, self._before(shape))
+        if self.count.now > 1:
+            self.count.observe(step_ms, cost.predict_ms(shape, self.count.now - 1))
+
+    def follow(self, cost: CostModel, now_ms: float, reading: Reading) -> bool:
+        threads = self.count.now
+        changed = self.count.read(now_ms, reading)
+        if changed and self.count.on_trial:
+            self._before = cost.frozen(threads - 1)
+        elif not self.count.on_trial:
+            self._before = None
+        return changed

@@ -71,7 +71,7 @@ def test_a_core_that_others_take_is_given_up(context: Context) -> None:
     with busy(len(ALLOWED) + 1):
         while pool.counts.prefill == 2 and monotonic_ms() < end_ms:
             step(context, pool)
-    assert pool.counts == Counts(decode=1, prefill=1)
+    assert pool.counts.prefill == 1
     assert pool.take_change() == "core_lost"
     assert pool.take_change() == ""
     step(context, pool)
