@@ -441,6 +441,18 @@ class DeploymentRefused(SyncError):
         self.reason = reason
 
 
+class PublishRefused(SyncError):
+    """What is to be published, signed or put out is not complete, not allowed or out of bounds."""
+
+    code = "PUBLISH_REFUSED"
+    sentence = "{what}: {reason}"
+
+    def __init__(self, *, what: str, reason: str) -> None:
+        super().__init__(what=what, reason=reason)
+        self.what = what
+        self.reason = reason
+
+
 # --- the house ----------------------------------------------------------------------------------
 
 

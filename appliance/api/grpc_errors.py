@@ -55,6 +55,7 @@ GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
     errors.DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ClockUntrusted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.DeploymentRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.PublishRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StoreError: grpc.StatusCode.INTERNAL,
     errors.ConfigError: grpc.StatusCode.INTERNAL,
 }

@@ -64,6 +64,7 @@ HTTP_STATUS: dict[type[ApplianceError], HttpError] = {
     errors.DiskFull: HttpError(507, SERVER),
     errors.ClockUntrusted: HttpError(409, SERVER),
     errors.DeploymentRefused: HttpError(409, INVALID),
+    errors.PublishRefused: HttpError(409, INVALID),
     errors.StoreError: HttpError(500, SERVER),
     errors.ConfigError: HttpError(500, SERVER),
 }

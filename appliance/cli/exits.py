@@ -16,7 +16,9 @@ from appliance.errors import (
     BodyTooLarge,
     ConfigError,
     ContextTooLong,
+    DocumentRefused,
     ModelUnloadable,
+    PublishRefused,
     RequestError,
     StoreError,
     concrete_classes,
@@ -39,6 +41,8 @@ _BY_CLASS: tuple[tuple[type[ApplianceError], int], ...] = (
     (ContextTooLong, DATA),
     (BodyTooLarge, DATA),
     (RequestError, USAGE),
+    (DocumentRefused, USAGE),
+    (PublishRefused, USAGE),
 )
 
 

@@ -5,8 +5,16 @@ Start with `writer.Store`: what the rest of the house holds. `database` is the g
 """
 
 from appliance.store.database import Row, SqlValue, Transaction
-from appliance.store.files import write_durably
+from appliance.store.files import make_directory, write_durably
 from appliance.store.migrations import Migration
 from appliance.store.writer import Store
 
-__all__ = ["Migration", "Row", "SqlValue", "Store", "Transaction", "write_durably"]
+__all__ = [
+    "Migration",
+    "Row",
+    "SqlValue",
+    "Store",
+    "Transaction",
+    "make_directory",
+    "write_durably",
+]

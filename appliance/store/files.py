@@ -35,6 +35,14 @@ def write_durably(path: Path, data: bytes, *, mode: int) -> None:
     sync_directory(path.parent)
 
 
+def make_directory(path: Path) -> None:
+    """Make `path` and what is missing above it, durably; blocks for an fsync a level."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+        sync_directory(one.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames and unlinks in `directory` durable; blocks for one fsync."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

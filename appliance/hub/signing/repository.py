@@ -1,0 +1,379 @@
+"""Change a repository: found it, delegate, put documents, sign, and put all of it out at once.
+
+What this room does: drafts the next version of a role from the newest one, adds signatures to it,
+and settles what is complete.
+What it knows: signers are handed in; each signs what its key may sign and nothing else.
+What it never does: load a key, read the clock, or wait for another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from securesystemslib.signer import Signer
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
+
+from appliance.contract.names import DIRECTOR_PATHS, DIRECTOR_ROLE, publisher_paths, publisher_role
+from appliance.errors import PublishRefused
+from appliance.hub.placed import check_placed
+from appliance.hub.signing import settling
+from appliance.hub.signing.disk import Disk
+from appliance.hub.signing.role_keys import (
+    RoleKeys,
+    delegate,
+    expiry,
+    set_root_role,
+    time_of,
+    undelegate,
+)
+from appliance.hub.signing.state import (
+    ONLINE,
+    ROOT,
+    SNAPSHOT,
+    TARGETS,
+    TIMESTAMP,
+    Signing,
+    State,
+    Validity,
+    with_validity,
+)
+
+PUBLISHERS_MAX = 31  # python-tuf's reader visits 32 delegated roles, and one is the director's
+_OFFLINE_WINDOW = timedelta(days=60)
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """What was put out: role → version, snapshot and timestamp among them; empty if nothing."""
+
+    versions: dict[str, int]
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True):
+    """A role that should be signed again. `is_online`: `refresh` can do it."""
+
+    role: str
+    expires_utc_ms: int
+    is_online: bool
+    reason: str
+
+
+class Repository:
+    """One repository's directory. Every act but reading holds the directory's lock, unwaiting."""
+
+    def __init__(self, directory: Path) -> None:
+        """Work on `directory`; `found` makes one there."""
+        self._disk = Disk(directory)
+        self.directory = directory
+
+    # --- founding and who may sign ---------------------------------------------------------------
+
+    def found(
+        self, keys: dict[str, RoleKeys], *, now_utc_ms: int, validity: Validity | None = None
+    ) -> None:
+        """Draft the first root, targets and director; `keys` for these, snapshot and timestamp.
+
+        Raises:
+            PublishRefused: there is a repository already, or a role has no sufficient keys.
+        """
+        roles = (ROOT, TARGETS, SNAPSHOT, TIMESTAMP, DIRECTOR_ROLE)
+        for role in roles:
+            if role not in keys:
+                raise PublishRefused(what=role, reason="no keys are given for it")
+            keys[role].check(role)
+        with self._disk.locked():
+            if self._disk.root_version() or self._disk.pending():
+                reason = "there is a repository already"
+                raise PublishRefused(what=str(self.directory), reason=reason)
+            validity = validity or Validity()
+            root = Root(consistent_snapshot=True)
+            with_validity(root, validity)
+            for role in roles[:-1]:
+                set_root_role(root, role, keys[role])
+            targets = Targets(delegations=Delegations({}, roles={}))
+            delegate(targets, DIRECTOR_ROLE, keys[DIRECTOR_ROLE], DIRECTOR_PATHS)
+            drafts: dict[str, Any] = {ROOT: root, TARGETS: targets, DIRECTOR_ROLE: Targets()}
+            for role, signed in drafts.items():
+                signed.expires = expiry(validity, role, now_utc_ms)
+                self._disk.keep_pending(role, Metadata(signed).to_bytes())
+
+    def set_keys(self, role: str, keys: RoleKeys, *, now_utc_ms: int) -> None:
+        """Draft a change of who signs a role, in root or in targets; the rest is `sign`, `settle`.
+
+        A role whose keys change is drafted again too, for its new keys to sign.
+
+        Raises:
+            PublishRefused: no such role, or no sufficient keys.
+        """
+        keys.check(role)
+        with self._disk.locked():
+            state = self._newest()
+            if role in state.root.roles:
+                with self._draft(state, ROOT, now_utc_ms) as root:
+                    set_root_role(root, role, keys)
+                if role == TARGETS:
+                    with self._draft(state, TARGETS, now_utc_ms):
+                        pass
+                return
+            paths = tuple(_delegation(state, role).paths or ())
+            with self._draft(state, TARGETS, now_utc_ms) as targets:
+                delegate(targets, role, keys, paths)
+            if role in state:
+                with self._draft(state, role, now_utc_ms):
+                    pass
+
+    def set_publisher(
+        self, publisher: str, models: Sequence[str], keys: RoleKeys, *, now_utc_ms: int
+    ) -> None:
+        """Draft targets in which `publisher` may sign for `models`, and its empty first version.
+
+        Raises:
+            PublishRefused: a model is another publisher's, too many publishers, or bad keys.
+            DocumentRefused: a name is none.
+        """
+        role = publisher_role(publisher)
+        keys.check(role)
+        paths = tuple(path for model in models for path in publisher_paths(model))
+        if not paths:
+            raise PublishRefused(what=role, reason="no model is given")
+        with self._disk.locked():
+            state = self._newest()
+            for other, delegation in state.delegated.items():
+                for path in set(delegation.paths or ()) & set(paths):
+                    if other != role:
+                        raise PublishRefused(what=role, reason=f"{path} is for {other} to sign")
+            if role not in state.delegated and len(state.delegated) > PUBLISHERS_MAX:
+                reason = f"there are {PUBLISHERS_MAX} publishers, the most that readers take"
+                raise PublishRefused(what=role, reason=reason)
+            with self._draft(state, TARGETS, now_utc_ms) as targets:
+                delegate(targets, role, keys, paths)
+            with self._draft(state, role, now_utc_ms):
+                pass
+
+    def drop_publisher(self, publisher: str, *, now_utc_ms: int) -> None:
+        """Draft targets without a publisher; its documents stay, and nobody believes them."""
+        role = publisher_role(publisher)
+        with self._disk.locked():
+            state = self._newest()
+            _delegation(state, role)
+            with self._draft(state, TARGETS, now_utc_ms) as targets:
+                undelegate(targets, role)
+            self._disk.drop_pending(role)
+
+    # --- documents -------------------------------------------------------------------------------
+
+    def put(self, role: str, documents: dict[str, bytes], *, now_utc_ms: int) -> None:
+        """Draft a version of a delegated role with these documents, by path, beside its others.
+
+        Raises:
+            PublishRefused: the role may not sign there, or there is no such role.
+            DocumentRefused: a document is not what its path says.
+        """
+        with self._disk.locked():
+            state = self._newest()
+            delegation = _delegation(state, role)
+            for path, data in documents.items():
+                if not delegation.is_delegated_path(path):
+                    raise PublishRefused(what=role, reason=f"{path} is not among its paths")
+                check_placed(path, data)
+            with self._draft(state, role, now_utc_ms) as targets:
+                for path, data in documents.items():
+                    self._disk.put_document(path, data)
+                    targets.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+
+    def redraft(self, role: str, *, now_utc_ms: int) -> None:
+        """Draft a version that changes nothing but its expiry."""
+        with self._disk.locked(), self._draft(self._newest(), role, now_utc_ms):
+            pass
+
+    # --- signing and putting out -----------------------------------------------------------------
+
+    def sign(self, role: str, signers: Iterable[Signer]) -> Signing:
+        """Add signatures to a pending version by those of `signers` whose keys may sign it.
+
+        Raises:
+            PublishRefused: nothing is pending, none of them may, or a signer failed.
+        """
+        with self._disk.locked():
+            pending = self._disk.pending()
+            if role not in pending:
+                raise PublishRefused(what=role, reason="no version of it is being signed")
+            state = self._newest()
+            allowed = state.keys(role)
+            chosen = [one for one in signers if one.public_key.keyid in allowed]
+            if not chosen:
+                raise PublishRefused(what=role, reason=f"none of these keys: {_names(state, role)}")
+            metadata = copy.deepcopy(state.metadata(role))
+            settling.add_signatures(role, metadata, chosen)
+            self._disk.keep_pending(role, metadata.to_bytes())
+            return self._newest().signing(role)
+
+    def pending(self) -> tuple[Signing, ...]:
+        """Tell how far the signatures of every pending version are."""
+        pending = self._disk.pending()
+        if not pending:
+            return ()
+        state = self._newest()
+        return tuple(state.signing(role) for role in pending if state.knows(role))
+
+    def cancel(self, role: str) -> None:
+        """Forget a pending version."""
+        with self._disk.locked():
+            self._disk.drop_pending(role)
+
+    def settle(
+        self, signers: Sequence[Signer], *, now_utc_ms: int, renew: Iterable[str] = ()
+    ) -> Settled:
+        """Put out every pending version that is complete, with a new snapshot and timestamp.
+
+        Durable when it returns; readers see all of it or nothing. `signers`: at least those of
+        snapshot and timestamp. `renew`: put out these again although nothing changed.
+
+        Raises:
+            PublishRefused: snapshot or timestamp lack signatures, or a document or blob is missing.
+        """
+        with self._disk.locked():
+            current, pending = self._disk.current(), self._disk.pending()
+            chosen, renewed = settling.largest(current, pending), frozenset(renew)
+            if not chosen and not renewed:
+                return Settled(versions={})
+            before = current.get(ROOT) if ROOT in chosen else None
+            state = State(current | {role: pending[role] for role in chosen}, before)
+            self._check_documents(state, chosen)
+            files = settling.online_files(
+                state,
+                current,
+                signers,
+                now_utc_ms=now_utc_ms,
+                is_snapshot_needed=bool(chosen) or SNAPSHOT in renewed,
+            )
+            after = settling.put_out(self._disk, state, current, chosen, files)
+            for role in chosen:
+                self._disk.drop_pending(role)
+            names = [*sorted(chosen), *files]
+            return Settled(versions={one: after.metadata(one).signed.version for one in names})
+
+    def due(self, now_utc_ms: int) -> tuple[Due, ...]:
+        """List what should be signed again by now: the online roles at half of their validity."""
+        current = self._disk.current()
+        if TIMESTAMP not in current:
+            return ()
+        state, now = State(current), time_of(now_utc_ms)
+        found = []
+        for role in (ROOT, TARGETS, SNAPSHOT, TIMESTAMP, *state.delegated):
+            if role not in state:
+                continue
+            half = state.validity.of(role) / 2
+            window = half if role in ONLINE else min(half, _OFFLINE_WINDOW)
+            expires = state.metadata(role).signed.expires
+            signing = state.signing(role)
+            if signing.missing_count:
+                reason = "its keys have changed"
+            elif now >= expires - window:
+                reason = "has expired" if now >= expires else "expires soon"
+            else:
+                continue
+            due = Due(
+                role=role,
+                expires_utc_ms=int(expires.timestamp() * 1000),
+                is_online=role in ONLINE,
+                reason=reason,
+            )
+            found.append(due)
+        return tuple(found)
+
+    def refresh(self, signers: Sequence[Signer], *, now_utc_ms: int) -> Settled:
+        """Sign again what online keys sign and what is due, and settle what is pending.
+
+        Raises: as `settle`.
+        """
+        renew = {due.role for due in self.due(now_utc_ms) if due.is_online}
+        if DIRECTOR_ROLE in renew:
+            self.redraft(DIRECTOR_ROLE, now_utc_ms=now_utc_ms)
+        if DIRECTOR_ROLE in self._disk.pending():
+            self.sign(DIRECTOR_ROLE, signers)
+        return self.settle(signers, now_utc_ms=now_utc_ms, renew=renew - {DIRECTOR_ROLE})
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def roots(self) -> tuple[bytes, ...]:
+        """Read every root that was put out, the first one first."""
+        return tuple(self._disk.root(n + 1) for n in range(self._disk.root_version()))
+
+    def versions(self) -> dict[str, int]:
+        """Tell the version of each role that readers see now."""
+        state = State(self._disk.current())
+        return {role: state.metadata(role).signed.version for role in state.files}
+
+    def delegated(self) -> dict[str, tuple[str, ...]]:
+        """Tell which paths each delegated role may sign, pending changes among them."""
+        return {role: tuple(one.paths or ()) for role, one in self._newest().delegated.items()}
+
+    def documents(self, role: str, *, pending: bool = False) -> dict[str, tuple[str, int]]:
+        """List a delegated role's documents: path → SHA-256 and length, as readers see them.
+
+        `pending`: as they will be when what is pending is put out.
+        """
+        state = self._newest() if pending else State(self._disk.current())
+        if role not in state:
+            return {}
+        targets = state.metadata(role).signed.targets
+        return {path: (one.hashes["sha256"], one.length) for path, one in targets.items()}
+
+    def document(self, role: str, path: str, *, pending: bool = False) -> bytes | None:
+        """Read a document; None where the role has none at `path`. Raises PublishRefused."""
+        found = self.documents(role, pending=pending).get(path)
+        return None if found is None else self._disk.document(path, *found)
+
+    def blob_place(self, sha256: str) -> Path:
+        """Find where a blob lies, or should lie."""
+        return self._disk.blob_place(sha256)
+
+    # --- within ----------------------------------------------------------------------------------
+
+    def _newest(self) -> State:
+        """Read what readers see, with everything pending laid over it."""
+        current, pending = self._disk.current(), self._disk.pending()
+        if ROOT not in current and ROOT not in pending:
+            raise PublishRefused(what=str(self.directory), reason="there is no repository yet")
+        return State(current | pending, current.get(ROOT) if ROOT in pending else None)
+
+    @contextlib.contextmanager
+    def _draft(self, state: State, role: str, now_utc_ms: int) -> Iterator[Any]:
+        """Hand out the next version of a role to be changed, and keep it, unsigned."""
+        current = self._disk.current()
+        signed = copy.deepcopy(state.metadata(role).signed) if role in state else Targets()
+        if role in current:
+            signed.version = State(current).metadata(role).signed.version + 1
+        signed.expires = expiry(state.validity, role, now_utc_ms)
+        yield signed
+        self._disk.keep_pending(role, Metadata(signed).to_bytes())
+
+    def _check_documents(self, state: State, roles: Iterable[str]) -> None:
+        """Hold every document of these roles, and every blob that it names, to be here."""
+        for role in roles:
+            if role not in state.delegated:
+                continue
+            for path, target in state.metadata(role).signed.targets.items():
+                data = self._disk.document(path, target.hashes["sha256"], target.length)
+                for blob in check_placed(path, data):
+                    place = self._disk.blob_place(blob.sha256)
+                    if not place.is_file() or place.stat().st_size != blob.length:
+                        reason = f"its file sha256:{blob.sha256[:12]} is not in the repository"
+                        raise PublishRefused(what=path, reason=reason)
+
+
+def _names(state: State, role: str) -> str:
+    signing = state.signing(role)
+    return f"may sign it; those who may: {', '.join((*signing.signed, *signing.unsigned))}"
+
+
+def _delegation(state: State, role: str) -> DelegatedRole:
+    if role not in state.delegated:
+        raise PublishRefused(what=role, reason="the repository delegates to no such role")
+    return state.delegated[role]
