@@ -1,8 +1,7 @@
 """Serve one request, whichever face it came through: the use case behind gRPC and REST.
 
-What this room does: authorise, check against the limits, prepare in the text process, take a
-ticket, and pass on its events; embeddings, tokens, cancelling and listing likewise; who asks; one
-account per request.
+What this room does: authorise, check against the limits, have it answered (`asking`) and pass on
+the events; embeddings, tokens, cancelling and listing likewise; who asks; one account per request.
 What it knows: every request has exactly one end: a Final, or one ApplianceError. Leaving the
 iterator early is a cancellation. Denials and cancellations are audited; what was asked never is.
 What it never does: know a transport, keep a text longer than its request, or retry.
@@ -15,12 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 
 from appliance.access.audit import Audit
 from appliance.access.keys import Keyring, anonymous
 from appliance.access.policy import Verb, authorise, usual_class
 from appliance.api.account import Account, Operation
-from appliance.api.call_reading import reading_of
+from appliance.api.asking import Asking
 from appliance.api.flights import Flight, Flights
 from appliance.api.limits import (
     check_embed,
@@ -30,24 +30,19 @@ from appliance.api.limits import (
     check_text,
     check_timeout,
     check_tokens,
-    new_seed,
 )
-from appliance.api.model_names import find, find_any
-from appliance.api.naming import meant
+from appliance.api.model_names import find_any
 from appliance.api.pacing import Pacing
-from appliance.api.pooling import pool_job, ranked
+from appliance.api.pooling import Pooling, ranked
 from appliance.config import Limits
 from appliance.domain import (
-    Accepted,
     ChatPrompt,
     Client,
     ClientKind,
-    Delta,
     EmbedRequest,
     EmbedResult,
     Event,
     GenerateRequest,
-    InfillPrompt,
     ModelKind,
     ModelStatus,
     ModelVersion,
@@ -61,14 +56,13 @@ from appliance.domain import (
 from appliance.errors import (
     ApplianceError,
     DeadlineExceeded,
-    InvalidRequest,
     ModelNotServed,
     PermissionDenied,
     RequestCancelled,
     Unauthenticated,
 )
 from appliance.observe.metrics import Metrics
-from appliance.runtime.router import Job, Router
+from appliance.runtime.router import Router
 from appliance.runtime.wire import Prepared
 
 _MS = 1000.0
@@ -153,79 +147,17 @@ class Service:
         flight: Flight,
         account: Account,
     ) -> AsyncGenerator[Event, None]:
-        model, adapter = meant(request.model, request.adapter, self._router.models())
-        version = find(self._router, model)
-        account.found(version)
-        prepared = await self._router.prepare(
-            version, request.prompt, constraint=request.constraint
-        )
-        if not prepared.token_ids:
-            raise InvalidRequest(field="prompt", reason="is empty")
-        opening = await self._echo(version, request, prepared)
-        if flight.cancelled:
-            raise RequestCancelled
-        job = self._job(client, request, priority, adapter, prepared)
-        account.prepared(len(prepared.token_ids), request.output.n, priority)
-        flight.ticket = ticket = self._router.admit(version, job)
-        yield Accepted(
-            request_id=request.request_id,
-            version=f"{version.label}:{adapter}" if adapter else version.label,
-            seed=job.seed,
-            prompt_tokens=len(prepared.token_ids),
+        asking = Asking(
+            self._router,
+            client,
+            request,
             priority=priority,
-        )
-        for delta in opening:
-            yield delta
-        reading = reading_of(request, prepared.tool_syntax)
-        pacing = Pacing(self._limits.progress_ms, self._clock)
-        async with aclosing(ticket.events()) as events:
-            async for news in events:
-                if not pacing.passes(news):
-                    continue
-                if reading is None:
-                    yield news
-                else:
-                    for event in reading.turn(news):
-                        yield event
-
-    def _job(
-        self,
-        client: Client,
-        request: GenerateRequest,
-        priority: Priority,
-        adapter: str,
-        prepared: Prepared,
-    ) -> Job:
-        seed = request.sampling.seed
-        return Job(
-            request_id=request.request_id,
-            prompt_ids=prepared.token_ids,
-            seed=new_seed() if seed is None else seed,
-            n=request.output.n,
-            sampling=request.sampling,
-            stop=request.stop,
-            top_logprobs=request.output.top_logprobs,
-            constraint=prepared.constraint,
             deadline_ms=self._deadline(request.deadline_ms),
-            client=client,
-            priority=priority,
-            adapter=adapter,
-            cache_salt=request.cache_salt,
+            pacing=partial(Pacing, self._limits.progress_ms, self._clock),
         )
-
-    async def _echo(
-        self, version: ModelVersion, request: GenerateRequest, prepared: Prepared
-    ) -> tuple[Delta, ...]:
-        """Make the deltas that repeat the prompt in front of each choice, if asked for."""
-        if not request.output.echo:
-            return ()
-        if isinstance(request.prompt, TextPrompt):
-            text = request.prompt.text
-        elif isinstance(request.prompt, InfillPrompt):
-            text = request.prompt.prefix
-        else:
-            text = await self._router.detokenize(version, prepared.token_ids)
-        return tuple(Delta(choice=choice, text=text) for choice in range(request.output.n))
+        async with aclosing(asking.events(flight, account)) as events:
+            async for event in events:
+                yield event
 
     def let_resume(self, client: Client, request_id: RequestId) -> None:
         """Let a client read on in a stream, which must be its own: `api.resume` sees to that.
@@ -247,9 +179,7 @@ class Service:
         self._authorise(client, Verb.EMBED, request.model)
         with self._account(Operation.EMBED, client, request.request_id) as account:
             check_embed(request, self._limits)
-            version = find(self._router, request.model, ModelKind.EMBED)
-            account.found(version)
-            return await self._pool(client, request, version, account)
+            return await self._pool(client, request, ModelKind.EMBED, account)
 
     async def rerank(self, client: Client, request: RerankRequest) -> RerankResult:
         """Score every document against the query; blocks and is cancelled as `embed`.
@@ -260,15 +190,13 @@ class Service:
         self._authorise(client, Verb.RERANK, request.model)
         with self._account(Operation.RERANK, client, request.request_id) as account:
             check_rerank(request, self._limits)
-            version = find(self._router, request.model, ModelKind.RERANK)
-            account.found(version)
-            return ranked(request, await self._pool(client, request, version, account))
+            return ranked(request, await self._pool(client, request, ModelKind.RERANK, account))
 
     async def _pool(
         self,
         client: Client,
         request: EmbedRequest | RerankRequest,
-        version: ModelVersion,
+        kind: ModelKind,
         account: Account,
     ) -> EmbedResult:
         """Have every input of a request evaluated, while it can be cancelled."""
@@ -276,9 +204,8 @@ class Service:
             try:
                 async with asyncio.timeout(None) as flight.scope:
                     deadline_ms = self._deadline(request.deadline_ms)
-                    job = await pool_job(self._router, version, client, request, deadline_ms)
-                    account.prepared(sum(map(len, job.inputs)))
-                    result = await self._router.embed(version, job)
+                    pooling = Pooling(self._router, client, request, kind, deadline_ms)
+                    result = await pooling.result(account)
             except TimeoutError:
                 raise RequestCancelled from None
             finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from appliance.domain import ModelKind, ModelVersion
+from appliance.domain import Client, ClientKind, ModelKind, ModelVersion, RequestId
 from appliance.errors import InvalidRequest, ModelNotServed
 from appliance.runtime.router import Router
 
@@ -26,15 +26,33 @@ _DOES_NOT = {
 }
 
 
-def find(router: Router, model: str, kind: ModelKind = ModelKind.GENERATE) -> ModelVersion:
-    """Find a version by name; no name means the only one of its kind.
+def place_of(client: Client, request_id: RequestId) -> str:
+    """Name what decides whether a request goes to a version on trial.
+
+    A client that says who it is stays on one side. All others are one to us and many to themselves:
+    for them each request decides for itself.
+    """
+    if client.kind is ClientKind.API_KEY:
+        return f"{client.id}/{client.user}"
+    return client.id if "/" in client.id else f"{client.id}/{request_id}"
+
+
+def find(
+    router: Router,
+    model: str,
+    kind: ModelKind = ModelKind.GENERATE,
+    *,
+    place: str = "",
+    adapter: str = "",
+) -> ModelVersion:
+    """Find a version by name; no name means the only model of its kind. See `Router.find`.
 
     Raises:
         ModelNotServed: there is none of that name.
         InvalidRequest: it is of another kind, or without a name not just one could be meant.
     """
     try:
-        return router.find(model, kind)
+        return router.find(model, kind, client=place, adapter=adapter)
     except ModelNotServed:
         statuses = router.models()
         for status in statuses:

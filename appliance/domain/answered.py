@@ -43,7 +43,10 @@ class Usage(Value):
 
 
 class Accepted(Value, tag="accepted"):
-    """The first event: the request holds a ticket on a worker. `seed` is the resolved one."""
+    """The first event: the request holds a ticket on a worker. `seed` is the resolved one.
+
+    It comes again, before anything is answered, if another version takes over.
+    """
 
     request_id: RequestId
     version: str

@@ -19,7 +19,7 @@ and a restart changes nothing.
 | direct   | any                       | traffic as said; its candidate must be loaded        |
 | switch   | `expecting` active        | `to` active, the other the standby, nobody on trial  |
 | switch   | `to` active               | nobody on trial                                      |
-| remove   | clients are sent to it    | refused, while others of its model are loaded        |
+| remove   | clients are sent to it    | without it; see `check_removal`                      |
 """
 
 from __future__ import annotations
@@ -109,19 +109,29 @@ class Roles:
         after = msgspec.structs.replace(row, active=version.digest) if active else row
         return self._put(version.model, after, f"{version.label}: is loaded")
 
+    def check_removal(self, digest: Digest) -> None:
+        """Refuse to have a version unloaded that clients are sent to.
+
+        Raises:
+            ModelNotServed: it is not loaded.
+            DeploymentRefused: they are, and others of its model are loaded.
+        """
+        version = self._version(digest)
+        model, row = version.model, self.row(version.model)
+        others = [one for one in self._loaded.values() if one.model == model and one != version]
+        is_on_trial = digest == row.traffic.candidate and row.traffic.percent > 0
+        if others and (digest == row.active or is_on_trial):
+            raise _refused(model, "unload", f"clients are sent to {version.label}")
+
     def remove(self, digest: Digest) -> Change:
         """Note that a version is not loaded any more; as a standby it stays in the row.
 
         Raises:
             ModelNotServed: it was not.
-            DeploymentRefused: clients are sent to it, and others of its model are loaded.
         """
         version = self._version(digest)
         model, row = version.model, self.row(version.model)
-        others = [one for one in self._loaded.values() if one.model == model and one != version]
         is_on_trial = digest == row.traffic.candidate
-        if others and (digest == row.active or (is_on_trial and row.traffic.percent)):
-            raise _refused(model, "unload", f"clients are sent to {version.label}")
         del self._loaded[digest]
         after = msgspec.structs.replace(
             row,

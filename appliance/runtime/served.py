@@ -24,6 +24,7 @@ from typing import Protocol
 
 import msgspec
 
+from appliance.clock import utc_ms
 from appliance.config import Engine, Limits
 from appliance.domain import ModelFacts, ModelStatus, ModelVersion, Role, VersionState
 from appliance.errors import ApplianceError, ModelNotReady, ModelUnloadable
@@ -52,8 +53,24 @@ class Observer(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Give workers to a version, and be told what became of it. Supplied by `hosting`."""
+
+    async def start_worker(self) -> Child[wire.FromWorker]:
+        """Start a worker, or hand over one that waits; OSError: there can't be one."""
+        ...
+
+    def is_ready(self, version: ModelVersion) -> None:
+        """Take notice that its worker answers; must not block."""
+        ...
+
+    def has_failed(self, version: ModelVersion) -> None:
+        """Take notice that it never will, while its tickets are still there; must not block."""
+        ...
+
+
 class Served:
-    """One row of the role table, and everything behind it."""
+    """One loaded version, and everything behind it."""
 
     def __init__(
         self,
@@ -63,9 +80,9 @@ class Served:
         limits: Limits,
         observer: Observer,
         *,
+        keeper: Keeper,
         ticket_ids: itertools.count[int],
         clock: Callable[[], float],
-        created_utc_ms: int,
     ) -> None:
         """Describe what to serve; `run` does it."""
         self.version = version
@@ -82,11 +99,12 @@ class Served:
             fail=self.book.fail_adapter,
         )
         self.failure: ApplianceError | None = None
+        self._keeper = keeper
         self._options = options
         self._engine = engine
         self._observer = observer
         self._clock = clock
-        self._created_utc_ms = created_utc_ms
+        self._created_utc_ms = utc_ms()
         self._is_answering = False  # a worker is past its handshake and has not ended
         self._pid = 0
         self._loading_ratio = 0.0
@@ -98,13 +116,13 @@ class Served:
 
     # --- what others ask ---
 
-    def status(self) -> ModelStatus:
-        """Describe this version as one row."""
+    def status(self, role: Role) -> ModelStatus:
+        """Describe this version as one row of the role table."""
         state = self._shown_state
         gauges = self._gauges if state is VersionState.READY else None
         return ModelStatus(
             version=self.version,
-            role=Role.ACTIVE,
+            role=role,
             state=state,
             loading_ratio=self._loading_ratio,
             created_utc_ms=self._created_utc_ms,
@@ -125,8 +143,8 @@ class Served:
         """Name the file it is loaded from."""
         return Path(self._options.path)
 
-    def admit(self, job: Job) -> Ticket:
-        """Give the job a ticket, or refuse it now; does not block.
+    def admit(self, job: Job, *, again: bool = False) -> Ticket:
+        """Give the job a ticket, or refuse it now; does not block. again: see `TicketBook.admit`.
 
         Raises:
             ModelNotReady: it has never been loaded, or has failed.
@@ -135,11 +153,11 @@ class Served:
         """
         facts = self.answering()
         key = self.adapters.key_of(job.adapter)
-        return self.book.admit(msgspec.structs.replace(job, adapter=key), facts)
+        return self.book.admit(msgspec.structs.replace(job, adapter=key), facts, again=again)
 
-    def admit_embed(self, job: EmbedJob) -> EmbedTicket:
+    def admit_embed(self, job: EmbedJob, *, again: bool = False) -> EmbedTicket:
         """Give an embedding job a ticket, or refuse it now; does not block. Raises as `admit`."""
-        return self.book.admit_embed(job, self.answering())
+        return self.book.admit_embed(job, self.answering(), again=again)
 
     # --- the worker's lives ---
 
@@ -172,9 +190,7 @@ class Served:
     async def _live(self) -> str:
         """Take one worker from its start to its end; return the cause of the end."""
         try:
-            child: Child[wire.FromWorker] = await Child.start(
-                "worker", wire.FromWorker, stop_wait_s=self._engine.stop_wait_s
-            )
+            child = await self._keeper.start_worker()
         except OSError:
             return CANNOT_START
         self._pid = child.pid
@@ -277,6 +293,7 @@ class Served:
         if not self.adapters.is_restoring:
             self.book.attach(child.send)
         self.settled.set()
+        self._keeper.is_ready(self.version)
 
     def _take_adapter(
         self, child: Child[wire.FromWorker], frame: wire.AdapterLoaded | wire.AdapterFailed
@@ -302,6 +319,7 @@ class Served:
             self.failure = ModelUnloadable(path=self._options.path, reason=reason)
         loading = self.state is VersionState.LOADING  # then whoever asked tells the whole reason
         self._enter(VersionState.FAILED, cause if loading else str(self.failure))
+        self._keeper.has_failed(self.version)
         self.adapters.fail_all(cause)
         self.book.fail_all(cause)
 
@@ -323,6 +341,11 @@ class Served:
             pid=self._pid,
             restarts=self._restarts,
         )
+
+    @property
+    def answers(self) -> bool:
+        """Tell whether a worker answers at this moment."""
+        return self.state is VersionState.READY and self.has_vocabulary
 
     def answering(self) -> ModelFacts:
         """Find the model's facts, if it may be asked now: it has answered, and will again.

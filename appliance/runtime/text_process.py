@@ -77,8 +77,15 @@ class TextProcess:
         await self._call(self._opening(key, str(path)))
         self._paths[key] = str(path)
 
-    async def prepare(self, frame: wire.Prepare) -> wire.Prepared:
+    async def close(self, key: str) -> None:
+        """Free what `open` loaded. Raises as `detokenize`."""
+        self._paths.pop(key, None)
+        await self._call(wire.CloseVocabulary(ticket=0, key=key))
+
+    async def prepare(self, frame: wire.Prepare, *, again: bool = False) -> wire.Prepared:
         """Turn a prompt into token ids. The frame's ticket is replaced.
+
+        again: the request was let in before, so it waits even beyond the bound.
 
         Raises:
             InvalidRequest, SchemaUnsupported: what the process says of the prompt.
@@ -86,7 +93,7 @@ class TextProcess:
             WorkerLost: the process can't be started.
             QueueFull: too many calls wait.
         """
-        reply = await self._call(frame)
+        reply = await self._call(frame, again=again)
         assert isinstance(reply, wire.Prepared)
         return reply
 
@@ -96,11 +103,11 @@ class TextProcess:
         assert isinstance(reply, wire.Detokenized)
         return reply.text
 
-    async def _call(self, frame: wire.ToText) -> Reply:
+    async def _call(self, frame: wire.ToText, *, again: bool = False) -> Reply:
         """Queue a call and wait for its reply; a caller that goes away is skipped."""
         frame = msgspec.structs.replace(frame, ticket=next(self._tickets))
         _check_unicode(frame)
-        if len(self._calls) >= self._limits.queue_requests:
+        if len(self._calls) >= self._limits.queue_requests and not again:
             raise QueueFull(
                 bound="queue_requests",
                 limit=self._limits.queue_requests,

@@ -83,8 +83,11 @@ class TicketBook:
 
     # --- letting in ---
 
-    def admit(self, job: Job, facts: ModelFacts) -> Ticket:
+    def admit(self, job: Job, facts: ModelFacts, *, again: bool = False) -> Ticket:
         """Give the job a ticket, or refuse it now; does not block.
+
+        again: it was let in before, and moved here: it waits even beyond the bounds, which then
+        bound what two books let in together.
 
         Raises:
             ContextTooLong: the prompt leaves no room for a token.
@@ -100,7 +103,8 @@ class TicketBook:
             )
         if job.n > facts.sequences_max:
             raise InvalidRequest(field="n", reason=f"must be at most {facts.sequences_max}")
-        self._check_queue(len(job.prompt_ids), job.deadline_ms, job.priority)
+        if not again:
+            self._check_queue(len(job.prompt_ids), job.deadline_ms, job.priority)
         return self._ticket(job)
 
     def pin(self, job: Job) -> None:
@@ -120,7 +124,7 @@ class TicketBook:
         self._add(ticket)
         return ticket
 
-    def admit_embed(self, job: EmbedJob, facts: ModelFacts) -> EmbedTicket:
+    def admit_embed(self, job: EmbedJob, facts: ModelFacts, *, again: bool = False) -> EmbedTicket:
         """Give an embedding job a ticket, or refuse it now; does not block. Raises as `admit`."""
         for tokens in job.inputs:
             if not tokens:
@@ -131,7 +135,8 @@ class TicketBook:
         if total > self._limits.queue_prompt_tokens:
             reason = f"has {total} tokens in all; the limit is {self._limits.queue_prompt_tokens}"
             raise InvalidRequest(field=job.field, reason=reason)
-        self._check_queue(total, job.deadline_ms)
+        if not again:
+            self._check_queue(total, job.deadline_ms)
         ticket = EmbedTicket(next(self._ticket_ids), job, self._label, self._forget)
         self._add(ticket)
         return ticket
@@ -200,7 +205,7 @@ class TicketBook:
             error = DecodeFailed(reason=failure.code)
         ticket.fail(error, drop=False)
 
-    # --- losses and deadlines ---
+    # --- losses, moves and deadlines ---
 
     def judge(self, cause: str) -> None:
         """Pass judgement on every ticket after the worker's end."""
@@ -210,6 +215,16 @@ class TicketBook:
                 ticket.fail(RequestUnsafe(worker_losses=LOSSES_ALONE_MAX))
             elif judgement is Judgement.EXHAUSTED:
                 ticket.fail(WorkerLost(cause=cause, tokens_sent=ticket.tokens_sent))
+
+    def move_unanswered(self) -> tuple[int, int]:
+        """Send every reader elsewhere that has no answer yet; count those, and those that stay.
+
+        Does not block. What nobody reads (`pin`) is not counted.
+        """
+        tickets = tuple(self._tickets.values())
+        moved = sum(ticket.move() for ticket in tickets)
+        pins = sum(isinstance(one, Ticket) and one.job.is_pin for one in tickets)
+        return moved, len(tickets) - moved - pins
 
     def fail_adapter(self, key: str, error: ApplianceError) -> None:
         """End every ticket that names an adapter which can't be had any more."""

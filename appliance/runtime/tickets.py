@@ -37,8 +37,15 @@ from appliance.runtime import wire
 TicketEvent: TypeAlias = Progress | Delta | ChoiceEnd | Final
 
 
+class Moved(Exception):
+    """The end of a ticket whose request goes on elsewhere: its reader asks for another one."""
+
+
 class Job(Value):
-    """A generation, tokenised and checked. deadline_ms is monotonic; None: none."""
+    """A generation, tokenised and checked. deadline_ms is monotonic; None: none.
+
+    may_move: until it has answered anything, another version may answer instead (`Moved`).
+    """
 
     request_id: RequestId
     prompt_ids: tuple[int, ...]
@@ -54,12 +61,13 @@ class Job(Value):
     adapter: str = ""
     cache_salt: str = ""
     is_pin: bool = False
+    may_move: bool = False
 
 
 class EmbedJob(Value):
     """Token lists to embed or to score, checked. deadline_ms is monotonic; None: none.
 
-    `field` is what the client calls the inputs, for refusals.
+    `field` is what the client calls the inputs, for refusals; may_move as in `Job`.
     """
 
     request_id: RequestId
@@ -68,6 +76,7 @@ class EmbedJob(Value):
     normalize: bool = True
     deadline_ms: float | None = None
     client: Client | None = None
+    may_move: bool = False
 
 
 class EventQueue:
@@ -84,7 +93,7 @@ class EventQueue:
         self._weights: deque[int] = deque()  # how many puts each waiting event stands for
         self._waiting = 0
         self._news = asyncio.Event()
-        self._error: ApplianceError | None = None
+        self._error: ApplianceError | Moved | None = None
         self._ended = False
 
     def put(self, event: TicketEvent) -> bool:
@@ -112,20 +121,20 @@ class EventQueue:
         self._news.set()
         return True
 
-    def end(self, last: Final | ApplianceError) -> None:
+    def end(self, last: Final | ApplianceError | Moved) -> None:
         """Append the one end; further puts and ends are ignored.
 
-        An error overtakes what was not read: the reader learns of it at once.
+        All but Final overtake what was not read: the reader learns of it at once.
         """
         if self._ended:
             return
         self._ended = True
-        if isinstance(last, ApplianceError):
-            self._events.clear()
-            self._error = last
-        else:
+        if isinstance(last, Final):
             self._events.append(last)
             self._weights.append(0)
+        else:
+            self._events.clear()
+            self._error = last
         self._news.set()
 
     async def get(self) -> TicketEvent:
@@ -133,6 +142,7 @@ class EventQueue:
 
         Raises:
             ApplianceError: the ticket ended in it.
+            Moved: it goes on elsewhere.
         """
         while not self._events:
             if self._error is not None:
@@ -181,6 +191,7 @@ class Ticket:
         self._first_token_ms: float | None = None
         self._cached_tokens = 0
         self._choices = [_Choice() for _ in range(job.n)]
+        self._has_answered = False
         self._ended = False
 
     # --- for the reader ---
@@ -190,6 +201,7 @@ class Ticket:
 
         Raises:
             ApplianceError: exactly one, instead of Final.
+            Moved: instead of all that, if the job allows it.
         """
         try:
             while True:
@@ -272,6 +284,7 @@ class Ticket:
         """Take in one step's news of one choice; the last one ends the ticket."""
         choice = self._choices[news.choice]
         assert choice.finish is None, "news of a choice that had ended"
+        self._has_answered = True
         if news.token_ids:
             if self._first_token_ms is None:
                 self._first_token_ms = self._clock()
@@ -297,11 +310,21 @@ class Ticket:
         """End in an error; idempotent. drop: the worker doesn't know yet."""
         self._end(error, drop=drop)
 
+    def move(self) -> bool:
+        """Send the reader elsewhere, if the job allows it and nothing was answered; tell whether.
+
+        The worker forgets the ticket. Does not block.
+        """
+        if self._ended or self._has_answered or not self.job.may_move:
+            return False
+        self._end(Moved(), drop=True)
+        return True
+
     def _put(self, event: TicketEvent) -> None:
         if not self._queue.put(event):
             self._end(ClientTooSlow(limit_events=self._events_max), drop=True)
 
-    def _end(self, last: Final | ApplianceError, *, drop: bool) -> None:
+    def _end(self, last: Final | ApplianceError | Moved, *, drop: bool) -> None:
         if not self._ended:
             self._ended = True
             self._queue.end(last)
@@ -376,6 +399,7 @@ class EmbedTicket:
 
         Raises:
             ApplianceError: the ticket ended in it.
+            Moved: it goes on elsewhere, if the job allows it.
         """
         try:
             return await self._result
@@ -397,6 +421,14 @@ class EmbedTicket:
         """End in an error; idempotent. drop: the worker doesn't know yet."""
         if self._end(drop=drop):
             self._result.set_exception(error)
+
+    def move(self) -> bool:
+        """Send the reader elsewhere, if the job allows it; tell whether. Does not block."""
+        if self._ended or not self.job.may_move:
+            return False
+        if self._end(drop=True):
+            self._result.set_exception(Moved())
+        return True
 
     def cancel(self) -> None:
         """End the ticket now; idempotent, does not block."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXIT_FATAL = 70
 EXIT_CONFIG = 78
 _HEARTBEAT_S = 1.0
-_START_WAIT_S = 60.0
+_LISTEN_S = 3600.0
 _PROGRESS_STEP = 0.01
 _SWITCH_INTERVAL_S = 0.0005  # else the I/O thread keeps a 2 ms decode waiting for 5 ms
 _PR_SET_PDEATHSIG = 1
@@ -61,15 +61,16 @@ def _prepare_process() -> None:
 
 
 def _serve(link: Link) -> int:
+    # Here and not above, because llama.cpp reads its environment when it is imported; and before
+    # the daemon says what to load, because it takes most of a second and a spare worker has time.
+    from appliance.runtime.engine import EngineLost  # noqa: PLC0415
+    from appliance.runtime.loading import load  # noqa: PLC0415
+
     start = _handshake(link)
     if start is None:
         return EXIT_FATAL
     near = node_cores(frozenset(os.sched_getaffinity(0)), start.engine.threads_prefill)
     os.sched_setaffinity(0, near)
-    # Here and not above: importing llama.cpp takes most of a second, and its environment is set.
-    from appliance.runtime.engine import EngineLost  # noqa: PLC0415
-    from appliance.runtime.loading import load  # noqa: PLC0415
-
     try:
         loaded = load(start.engine, monotonic_ms, _ProgressSender(link))
     except ModelUnloadable as error:
@@ -91,8 +92,10 @@ def _serve(link: Link) -> int:
 
 
 def _handshake(link: Link) -> wire.Start | None:
-    """Wait for Start and answer Hello; None if the daemon speaks another version or nothing."""
-    start = link.receive(_START_WAIT_S)
+    """Wait for Start, for as long as the daemon lives, and answer Hello; None if they disagree."""
+    start = None
+    while start is None:
+        start = link.receive(_LISTEN_S)
     if not isinstance(start, wire.Start):
         sys.stderr.write("worker: the daemon did not begin with Start\n")
         return None

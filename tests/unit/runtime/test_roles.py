@@ -134,8 +134,9 @@ def test_a_version_that_clients_are_sent_to_stays() -> None:
     roles.direct("demo", on_trial(1))
     for digest in (OLD.digest, NEW.digest):
         with pytest.raises(DeploymentRefused):
-            roles.remove(digest)
+            roles.check_removal(digest)
     roles.direct("demo", on_trial(0, 0.5))
+    roles.check_removal(NEW.digest)
     assert roles.remove(NEW.digest).after == Row(active=OLD.digest)
     assert roles.remove(OLD.digest).after == Row()
     assert roles.row("demo") == Row()
@@ -182,6 +183,7 @@ def test_whatever_is_said_somebody_loaded_serves_every_client(seed: int) -> None
                 roles.add(one, active=False)
                 loaded[one.digest] = one
             elif act == 1 and len(loaded) > 1:
+                roles.check_removal(one.digest)
                 roles.remove(one.digest)
                 loaded.pop(one.digest)
             elif act == 2:
