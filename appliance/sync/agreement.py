@@ -11,7 +11,6 @@ What it never does: verify a signature, or decide whether a release fits this ma
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from typing import Protocol
 
@@ -22,12 +21,13 @@ from appliance.contract.release import Release
 from appliance.contract.standing import Standing
 from appliance.domain.value import Value
 from appliance.errors import SyncError, Untrusted
+from appliance.sync.verified import Verified
 
 
 class Documents(Protocol):
     """What is signed."""
 
-    def document(self, path: str) -> bytes | None:
+    def document(self, path: str) -> Verified | None:
         """Read a document whose signatures were checked; None where nobody signed one.
 
         Raises:
@@ -95,37 +95,41 @@ def agree(documents: Documents, cohort: str, models: Collection[str]) -> Agreeme
 
 def _assignment(documents: Documents, cohort: str) -> Assignment | None:
     path = names.assignment_path(cohort)
-    data = documents.document(path)
-    if data is None:
+    found = documents.document(path)
+    if found is None:
         return None
-    assignment = decode(data, Assignment)
+    _check_signer(found, names.DIRECTOR_ROLE)
+    assignment = decode(found.data, Assignment)
     _same(path, "cohort", assignment.cohort, cohort)
     return assignment
 
 
 def _standing(documents: Documents, model: str) -> Standing | None:
     path = names.standing_path(model)
-    data = documents.document(path)
-    if data is None:
+    found = documents.document(path)
+    if found is None:
         return None
-    standing = decode(data, Standing)
+    _check_signer(found, names.PUBLISHER_ROLE_PREFIX)
+    standing = decode(found.data, Standing)
     _same(path, "model", standing.model, model)
     return standing
 
 
 def _genuine(documents: Documents, assigned: Assigned, standing: Standing | None) -> Genuine:
     path = names.release_path(assigned.model, assigned.version)
-    data = documents.document(path)
-    if data is None:
+    found = documents.document(path)
+    if found is None:
         raise Untrusted(what=path, reason="no publisher of this model has signed it")
-    sha256 = hashlib.sha256(data).hexdigest()
-    _same(path, "digest", sha256, assigned.release_sha256)
-    release = decode(data, Release)
+    _check_signer(found, names.PUBLISHER_ROLE_PREFIX)
+    _same(path, "digest", found.sha256, assigned.release_sha256)
+    release = decode(found.data, Release)
     _same(path, "model", release.model, assigned.model)
     _same(path, "version", release.version, assigned.version)
     if standing is not None:
-        _check_standing(release, sha256, standing)
-    return Genuine(assigned=assigned, release=release, release_sha256=sha256, standing=standing)
+        _check_standing(release, found.sha256, standing)
+    return Genuine(
+        assigned=assigned, release=release, release_sha256=found.sha256, standing=standing
+    )
 
 
 def _check_standing(release: Release, sha256: str, standing: Standing) -> None:
@@ -139,6 +143,12 @@ def _check_standing(release: Release, sha256: str, standing: Standing) -> None:
             reason=f"its sequence is {release.sequence}; its publisher's floor is"
             f" {standing.floor_sequence}",
         )
+
+
+def _check_signer(found: Verified, role: str) -> None:
+    """Hold the role to its trade, whatever patterns somebody delegated to it by mistake."""
+    if not found.signer.startswith(role):
+        raise Untrusted(what=found.path, reason=f"is signed by {found.signer}, not by a {role}")
 
 
 def _same(path: str, field: str, found: str, expected: str) -> None:

@@ -17,24 +17,23 @@ What it never does: verify a signature, or forget a release that its caller pins
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection
 
 from appliance.contract import names
 from appliance.contract.assignment import Assignment
-from appliance.contract.document import Document, decode
+from appliance.contract.document import decode
 from appliance.contract.release import Release
 from appliance.contract.standing import Standing
-from appliance.domain.value import Value
-from appliance.errors import DocumentRefused, StoreError, Untrusted
+from appliance.errors import StoreError, Untrusted
 from appliance.store import Migration, SqlValue, Store, Transaction
+from appliance.sync.verified import Freshness, Seen, Verified
 
 RELEASES_MAX = 512
 _FLOORS = """CREATE TABLE trust_floors (
     role TEXT PRIMARY KEY, version INTEGER NOT NULL, signers TEXT NOT NULL) STRICT"""
 _DOCUMENTS = """CREATE TABLE trust_documents (
-    sha256 TEXT PRIMARY KEY, path TEXT NOT NULL, learnt_utc_ms INTEGER NOT NULL,
-    data BLOB NOT NULL) STRICT"""
+    sha256 TEXT PRIMARY KEY, path TEXT NOT NULL, signer TEXT NOT NULL,
+    learnt_utc_ms INTEGER NOT NULL, data BLOB NOT NULL) STRICT"""
 _CLOCK = """CREATE TABLE trust_clock (
     id INTEGER PRIMARY KEY CHECK (id = 1), signed_utc_ms INTEGER NOT NULL,
     learnt_utc_ms INTEGER NOT NULL, expires_utc_ms INTEGER NOT NULL) STRICT"""
@@ -45,35 +44,6 @@ MIGRATIONS = (
     ),
 )
 _ON_THEIR_OWN = frozenset({"timestamp", "snapshot"})  # all others are named by the snapshot
-_DocumentT = TypeVar("_DocumentT", bound=Document)
-
-
-class Seen(Value):
-    """What one refresh verified. `versions`: of each role. `signers`: key ids, by governing role.
-
-    `accepted`: the key ids that the root accepts now for timestamp and snapshot, and how many of
-    them must sign.
-    """
-
-    versions: Mapping[str, int]
-    signers: Mapping[str, frozenset[str]]
-    accepted: Mapping[str, tuple[frozenset[str], int]]
-
-
-class Verified(Value):
-    """A document as it was signed: where it lies, its digest and its bytes."""
-
-    path: str
-    sha256: str
-    data: bytes
-
-
-class Freshness(Value):
-    """How old our knowledge is. All 0: nothing was learnt yet."""
-
-    signed_utc_ms: int = 0
-    learnt_utc_ms: int = 0
-    expires_utc_ms: int = 0
 
 
 class Remembered:
@@ -130,24 +100,29 @@ class Remembered:
         return Freshness(signed_utc_ms=signed, learnt_utc_ms=learnt, expires_utc_ms=expires)
 
     def data(self, path: str) -> bytes | None:
-        """Find the document that was last verified at `path`, as it was signed."""
-        rows = self._store.read(
-            "SELECT data FROM trust_documents WHERE path = ? ORDER BY learnt_utc_ms DESC LIMIT 1",
-            (path,),
-        )
-        return rows[0][0] if rows and isinstance(rows[0][0], bytes) else None
+        """Find the bytes that were last verified at `path`."""
+        found = self._find("path", path)
+        return found.data if found else None
 
     def release(self, sha256: str) -> Release | None:
         """Find a release that was verified once, by the digest of its document."""
-        return self._find("sha256", sha256, Release)
+        found = self._find("sha256", sha256)
+        return decode(found.data, Release) if found else None
+
+    def latest_release(self, model: str, version: str) -> tuple[Verified, Release] | None:
+        """Find the release that was verified last under this name."""
+        found = self._find("path", names.release_path(model, version))
+        return (found, decode(found.data, Release)) if found else None
 
     def standing(self, model: str) -> Standing | None:
         """Find what was withdrawn of a model when we last heard."""
-        return self._find("path", names.standing_path(model), Standing)
+        found = self._find("path", names.standing_path(model))
+        return decode(found.data, Standing) if found else None
 
     def assignment(self, cohort: str) -> Assignment | None:
         """Find what the cohort should run, as we last heard."""
-        return self._find("path", names.assignment_path(cohort), Assignment)
+        found = self._find("path", names.assignment_path(cohort))
+        return decode(found.data, Assignment) if found else None
 
     def _transact(self, intent: Callable[[Transaction], None]) -> None:
         try:
@@ -157,17 +132,19 @@ class Remembered:
                 database=self._store.path.name, reason=f"no answer within {self._store_wait_s:g} s"
             ) from error
 
-    def _find(self, column: str, value: str, kind: type[_DocumentT]) -> _DocumentT | None:
+    def _find(self, column: str, value: str) -> Verified | None:
+        """Read one document; a bit that flipped in the file is noticed. Raises StoreError."""
         rows = self._store.read(
-            f"SELECT sha256, data FROM trust_documents WHERE {column} = ?",  # noqa: S608 # our own two names
+            f"SELECT path, signer, sha256, data FROM trust_documents WHERE {column} = ?"  # noqa: S608 # one of our two names
+            " ORDER BY learnt_utc_ms DESC LIMIT 1",
             (value,),
         )
         if not rows:
             return None
-        sha256, data = rows[0]
+        path, signer, sha256, data = rows[0]
         if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != sha256:
-            raise DocumentRefused(document=value, field="sha256", reason="changed in state.db")
-        return decode(data, kind)
+            raise StoreError(database=self._store.path.name, reason=f"{value} has changed in it")
+        return Verified(path=str(path), signer=str(signer), sha256=str(sha256), data=data)
 
 
 def _raise_floors(transaction: Transaction, seen: Seen) -> None:
@@ -208,8 +185,8 @@ def _keep(transaction: Transaction, one: Verified, now_utc_ms: int) -> None:
     if not one.path.endswith("/release.json"):  # of the others only the latest counts
         transaction.execute("DELETE FROM trust_documents WHERE path = ?", (one.path,))
     transaction.execute(
-        "INSERT OR REPLACE INTO trust_documents VALUES (?, ?, ?, ?)",
-        (one.sha256, one.path, now_utc_ms, one.data),
+        "INSERT OR REPLACE INTO trust_documents VALUES (?, ?, ?, ?, ?)",
+        (one.sha256, one.path, one.signer, now_utc_ms, one.data),
     )
 
 

@@ -18,9 +18,10 @@ from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from tuf.api import exceptions as tuf_errors
-from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
@@ -31,7 +32,8 @@ from appliance.sync.agreement import Agreement, agree
 from appliance.sync.clock_rules import TrustedNow, believable_utc_ms, expired, trusted_now
 from appliance.sync.fetcher import Reader, Source
 from appliance.sync.generations import Generations, translated_disk
-from appliance.sync.remembered import Freshness, Remembered, Seen, Verified
+from appliance.sync.remembered import Remembered
+from appliance.sync.verified import Freshness, Seen, Verified
 
 CONFIG: Final = UpdaterConfig(
     max_root_rotations=256,
@@ -169,7 +171,7 @@ class Learning:
             return failure
         return None
 
-    def document(self, path: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes | None:
+    def document(self, path: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> Verified | None:
         """Read a signed document; None where nobody who may has signed one. Blocks.
 
         Raises:
@@ -181,8 +183,10 @@ class Learning:
             if target is None:
                 return None
             data = self._bytes(target, path, bytes_max)
-        self.verified.append(Verified(path=path, sha256=sha256(data).hexdigest(), data=data))
-        return data
+            signer = self._signer(path)
+        digest = sha256(data).hexdigest()
+        self.verified.append(Verified(path=path, signer=signer, sha256=digest, data=data))
+        return self.verified[-1]
 
     def seen(self) -> Seen:
         """Tell which versions this generation holds, by whom they are signed, and who may sign."""
@@ -228,6 +232,23 @@ class Learning:
             raise HubUnreachable(source=self._name, reason=f"has no {path}, though it is signed")
         target.verify_length_and_hashes(data)
         return data
+
+    def _signer(self, path: str) -> str:
+        """Name the role that has signed a document; python-tuf found it, and does not say where."""
+        waiting, seen = [Targets.type], set[str]()
+        while waiting:
+            role = waiting.pop()
+            if role in seen:
+                continue
+            seen.add(role)
+            file = self.path / f"{quote(role, '')}.json"
+            signed = Metadata[Targets].from_bytes(file.read_bytes()).signed
+            if path in signed.targets:
+                return role
+            if signed.delegations:
+                children = signed.delegations.get_roles_for_target(path)
+                waiting += [child for child, _ in children][::-1]
+        return ""
 
     def _root(self) -> Root:
         """Read the root that python-tuf has verified: it moves this name after each."""

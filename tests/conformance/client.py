@@ -82,11 +82,11 @@ def learn(asked: argparse.Namespace) -> None:
     try:
         with trust.learning(source, held=held) as learning:
             for name in asked.target_name:
-                data = learning.document(name, TARGET_BYTES_MAX)
-                if data is None:
+                found = learning.document(name, TARGET_BYTES_MAX)
+                if found is None:
                     raise Untrusted(what=name, reason="nobody has signed it")
-                if held(name) != data:
-                    place(name).write_bytes(data)
+                if held(name) != found.data:
+                    place(name).write_bytes(found.data)
     finally:
         show(Generations(state / "tuf").current(), asked.metadata_dir)
         store.close(STORE_WAIT_S)
