@@ -54,12 +54,16 @@ class Refusal(Value):
 
 
 class Agreement(Value):
-    """All that concerns one appliance. `standings`: of every model asked for that has one."""
+    """All that concerns one appliance. `standings`: of every model asked for that has one.
+
+    `consistent`: the documents whose signer, names and content fit, whether agreed on or not.
+    """
 
     assignment: Assignment | None = None
     genuine: tuple[Genuine, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     standings: tuple[Standing, ...] = ()
+    consistent: tuple[Verified, ...] = ()
 
 
 def agree(documents: Documents, cohort: str, models: Collection[str]) -> Agreement:
@@ -68,21 +72,22 @@ def agree(documents: Documents, cohort: str, models: Collection[str]) -> Agreeme
     Raises:
         SyncError: the assignment can't be read, or is not for this cohort.
     """
-    assignment = _assignment(documents, cohort)
+    consistent: list[Verified] = []
+    assignment = _assignment(documents, cohort, consistent)
     assigned = assignment.models if assignment else ()
     genuine: list[Genuine] = []
     refusals: list[Refusal] = []
     standings: dict[str, Standing | None] = {}
     for model in sorted({*models, *(one.model for one in assigned)}):
         try:
-            standings[model] = _standing(documents, model)
+            standings[model] = _standing(documents, model, consistent)
         except SyncError as error:  # what is withdrawn of it is unknown: nothing new of it is taken
             refusals.append(Refusal(model=model, version="", error=error))
     for one in assigned:
         if one.model not in standings:
             continue
         try:
-            genuine.append(_genuine(documents, one, standings[one.model]))
+            genuine.append(_genuine(documents, one, standings[one.model], consistent))
         except SyncError as error:
             refusals.append(Refusal(model=one.model, version=one.version, error=error))
     return Agreement(
@@ -90,10 +95,11 @@ def agree(documents: Documents, cohort: str, models: Collection[str]) -> Agreeme
         genuine=tuple(genuine),
         refusals=tuple(refusals),
         standings=tuple(one for one in standings.values() if one is not None),
+        consistent=tuple(consistent),
     )
 
 
-def _assignment(documents: Documents, cohort: str) -> Assignment | None:
+def _assignment(documents: Documents, cohort: str, consistent: list[Verified]) -> Assignment | None:
     path = names.assignment_path(cohort)
     found = documents.document(path)
     if found is None:
@@ -101,10 +107,11 @@ def _assignment(documents: Documents, cohort: str) -> Assignment | None:
     _check_signer(found, names.DIRECTOR_ROLE)
     assignment = decode(found.data, Assignment)
     _same(path, "cohort", assignment.cohort, cohort)
+    consistent.append(found)
     return assignment
 
 
-def _standing(documents: Documents, model: str) -> Standing | None:
+def _standing(documents: Documents, model: str, consistent: list[Verified]) -> Standing | None:
     path = names.standing_path(model)
     found = documents.document(path)
     if found is None:
@@ -112,19 +119,26 @@ def _standing(documents: Documents, model: str) -> Standing | None:
     _check_signer(found, names.PUBLISHER_ROLE_PREFIX)
     standing = decode(found.data, Standing)
     _same(path, "model", standing.model, model)
+    consistent.append(found)
     return standing
 
 
-def _genuine(documents: Documents, assigned: Assigned, standing: Standing | None) -> Genuine:
+def _genuine(
+    documents: Documents,
+    assigned: Assigned,
+    standing: Standing | None,
+    consistent: list[Verified],
+) -> Genuine:
     path = names.release_path(assigned.model, assigned.version)
     found = documents.document(path)
     if found is None:
         raise Untrusted(what=path, reason="no publisher of this model has signed it")
     _check_signer(found, names.PUBLISHER_ROLE_PREFIX)
-    _same(path, "digest", found.sha256, assigned.release_sha256)
     release = decode(found.data, Release)
     _same(path, "model", release.model, assigned.model)
     _same(path, "version", release.version, assigned.version)
+    consistent.append(found)
+    _same(path, "digest", found.sha256, assigned.release_sha256)
     if standing is not None:
         _check_standing(release, found.sha256, standing)
     return Genuine(

@@ -98,7 +98,7 @@ class Trust:
             agreement = agree(learning, cohort, models)
         issued = [one.release.issued_utc_ms for one in agreement.genuine]
         freshness = learning.freshness(max(issued, default=0))
-        self._remembered.keep(learning.verified, freshness, pinned)
+        self._remembered.keep(agreement.consistent, freshness, pinned)
         return Trusted(
             agreement=agreement, freshness=freshness, clock_is_behind=learning.now.is_behind
         )
@@ -131,7 +131,7 @@ class Trust:
 
 
 class Learning:
-    """One refresh. `verified`: the documents that were read."""
+    """One refresh, in a generation of its own."""
 
     def __init__(
         self,
@@ -144,7 +144,6 @@ class Learning:
         """Work in the generation `path`."""
         self.path = path
         self.now = now
-        self.verified: list[Verified] = []
         self._name = name
         self._reader = reader
         self._held = held
@@ -185,8 +184,7 @@ class Learning:
             data = self._bytes(target, path, bytes_max)
             signer = self._signer(path)
         digest = sha256(data).hexdigest()
-        self.verified.append(Verified(path=path, signer=signer, sha256=digest, data=data))
-        return self.verified[-1]
+        return Verified(path=path, signer=signer, sha256=digest, data=data)
 
     def seen(self) -> Seen:
         """Tell which versions this generation holds, by whom they are signed, and who may sign."""

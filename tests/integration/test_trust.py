@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import tarfile
@@ -13,6 +14,8 @@ import pytest
 from appliance.contract.document import SCHEMA
 from appliance.contract.standing import Standing
 from appliance.errors import ClockUntrusted, HubUnreachable, StoreError, Untrusted
+from appliance.sync import host
+from appliance.sync.beliefs import Beliefs
 from appliance.sync.bundle import import_bundle
 from appliance.sync.fetcher import Bounds, HttpSource
 from tests.integration.trust_box import WAIT_S, Box, boxed, labels
@@ -194,3 +197,25 @@ def test_an_old_bundle_after_a_newer_hub_is_refused(box: Box, tmp_path: Path) ->
     with pytest.raises(Untrusted):
         import_bundle(stick, box.trust, "shops", (), ())
     assert box.remembered.assignment("shops") is not None
+
+
+def test_beliefs_come_from_the_first_source_that_answers(box: Box) -> None:
+    silent = HttpSource("http://127.0.0.1:1/", Bounds(), tls=None)
+    beliefs = Beliefs(box.trust, box.remembered, "shops", models=set, pinned=set)
+    with pytest.raises(HubUnreachable, match="no source"):
+        asyncio.run(beliefs.refresh())
+    beliefs.sources = (silent,)
+    with pytest.raises(HubUnreachable, match="Connect call failed"):
+        asyncio.run(beliefs.refresh())
+    assert beliefs.fault is not None
+    assert beliefs.assignment() is None
+    beliefs.sources = (silent, HttpSource(box.hub.url, Bounds(), tls=None))
+    asyncio.run(beliefs.refresh())
+    assignment, offer = beliefs.assignment(), beliefs.release("demo", "2")
+    assert assignment is not None
+    assert offer is not None
+    assert offer.digest == f"sha256:{assignment.models[0].release_sha256}"
+    assert offer.publisher == "acme"
+    assert (beliefs.standing("demo"), beliefs.release("demo", "3")) == (None, None)
+    satisfied: host.Trust = beliefs
+    assert satisfied is beliefs
