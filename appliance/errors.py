@@ -416,6 +416,19 @@ class DiskFull(SyncError):
         self.free_bytes = free_bytes
 
 
+class DiskRefused(SyncError):
+    """The disk does not take or give a file: read-only, damaged, or without permission."""
+
+    code = "DISK_REFUSED"
+    retryable = True
+    sentence = "{path}: {reason}"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        super().__init__(path=path, reason=reason)
+        self.path = path
+        self.reason = reason
+
+
 class ClockUntrusted(SyncError):
     """The clock contradicts what was signed; nothing new is learnt until it is right."""
 

@@ -24,6 +24,7 @@ PAGE = ROOT / "docs" / "reference" / "config.md"
 WIDTH = 98
 
 _EXAMPLES = {  # of keys without a default
+    "bandwidth.bytes_per_s": 1_000_000,
     "clients.name": "an-application",
     "clients.key_sha256": "0" * 64,
     "models.path": "model.gguf",

@@ -53,6 +53,7 @@ GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
     errors.Untrusted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.BlobCorrupt: grpc.StatusCode.DATA_LOSS,
     errors.DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DiskRefused: grpc.StatusCode.INTERNAL,
     errors.ClockUntrusted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.DeploymentRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PublishRefused: grpc.StatusCode.FAILED_PRECONDITION,

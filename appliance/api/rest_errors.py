@@ -62,6 +62,7 @@ HTTP_STATUS: dict[type[ApplianceError], HttpError] = {
     errors.Untrusted: HttpError(409, INVALID),
     errors.BlobCorrupt: HttpError(500, SERVER),
     errors.DiskFull: HttpError(507, SERVER),
+    errors.DiskRefused: HttpError(500, SERVER),
     errors.ClockUntrusted: HttpError(409, SERVER),
     errors.DeploymentRefused: HttpError(409, INVALID),
     errors.PublishRefused: HttpError(409, INVALID),

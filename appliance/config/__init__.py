@@ -2,6 +2,7 @@
 
 from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
+from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
 from appliance.config.load import (
     effective,
@@ -30,8 +31,10 @@ __all__ = [
     "SECTIONS",
     "Access",
     "Adapter",
+    "Bandwidth",
     "Client",
     "Config",
+    "Downloads",
     "Engine",
     "Grpc",
     "Limits",

@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
@@ -215,6 +216,17 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         if names.count(name) > 1:
             yield "models.name", f"'{name}' is given to {names.count(name)} files"
     yield from _access_contradictions(config)
+    yield from _site_contradictions(config)
+
+
+def _site_contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    if config.downloads.backoff_ms > config.downloads.backoff_ms_max:
+        limit = config.downloads.backoff_ms_max
+        yield "downloads.backoff_ms", f"is above downloads.backoff_ms_max ({limit:g})"
+    try:
+        ZoneInfo(config.server.time_zone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):
+        yield "server.time_zone", f"'{config.server.time_zone}' is not known on this machine"
 
 
 def _access_contradictions(config: Config) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
+from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
 from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
@@ -54,6 +55,17 @@ class Server(Section):
             ge=0, le=3600, description="How long running requests may finish after SIGTERM, in s."
         ),
     ] = 30.0
+    time_zone: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            pattern=r"^[A-Za-z0-9_+/-]*$",
+            description=(
+                "Time zone of the site for calendars and times of day, as 'Europe/Zurich'; "
+                "empty: that of the machine."
+            ),
+        ),
+    ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="Least severity that is logged: debug, info, warning or error."),
@@ -429,6 +441,8 @@ class Config(Section):
     scheduling: Scheduling = Scheduling()
     limits: Limits = Limits()
     store: Store = Store()
+    downloads: Downloads = Downloads()
+    bandwidth: Annotated[tuple[Bandwidth, ...], Meta(max_length=64)] = ()
     access: Access = Access()
     clients: Annotated[tuple[Client, ...], Meta(max_length=1024)] = ()
     models: Annotated[tuple[Model, ...], Meta(max_length=64)] = ()
@@ -442,12 +456,19 @@ SECTIONS: dict[str, type[Section]] = {
     "scheduling": Scheduling,
     "limits": Limits,
     "store": Store,
+    "downloads": Downloads,
+    "bandwidth": Bandwidth,
     "access": Access,
     "clients": Client,
     "models": Model,
     "models.adapters": Adapter,
 }
-REPEATED = ("clients", "models", "models.adapters")  # tables that stand once for each entry
+REPEATED = (
+    "bandwidth",
+    "clients",
+    "models",
+    "models.adapters",
+)  # tables that stand once for each entry
 
 
 def describe(section: type[Section], field: str) -> Meta:
