@@ -27,7 +27,7 @@ _WRITTEN = "Written by `python -m tools.code_reference`."
 
 
 def errors_page() -> str:
-    """List every concrete error class, in the order of `errors.py`."""
+    """List every concrete error class, in the order of `errors`."""
     lines = [
         "# Error codes",
         "",

@@ -157,7 +157,7 @@ def _stalls_at_once(asked: Asked) -> Parts:
 
 
 def _drips_headers(asked: Asked) -> Parts:
-    return [part for byte in honest(asked)[0][:20] for part in (bytes([byte]), 0.05)]
+    return [part for byte in head(206)[:20] for part in (bytes([byte]), 0.05)]
 
 
 def _another_tag(asked: Asked) -> Parts:
