@@ -156,7 +156,7 @@ def _stalls_at_once(asked: Asked) -> Parts:
     return 0.6, *honest(asked)
 
 
-def _drips_headers(asked: Asked) -> Parts:
+def _drips_headers(_: Asked) -> Parts:
     return [part for byte in head(206)[:20] for part in (bytes([byte]), 0.05)]
 
 
