@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from appliance import local_versions, logs
 from appliance.access import audit as audits
 from appliance.access.audit import Audit
@@ -44,8 +46,8 @@ from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
 from appliance.api.resume import Streams
 from appliance.clock import monotonic_ms, utc_ms
-from appliance.config import Config
-from appliance.domain import Client, ClientKind, VersionState
+from appliance.config import Config, Model
+from appliance.domain import Client, ClientKind, ModelVersion, VersionState
 from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.local_versions import LocalVersions, Reading
 from appliance.observe.metrics import Metrics
@@ -299,19 +301,15 @@ class Daemon:
         seen: dict[str, str] = {}
         for model in self._config.models:
             begun_ms = monotonic_ms()
-            reading = Reading()
-            self._reading = (Path(model.path).name, reading)
-            try:
-                path, version = await versions.register(model, reading)
-            finally:
-                self._reading = None
+            path, version = await self._register(versions, model)
             for key in (version.digest, version.model):
                 if key in seen:
                     reason = f"{model.path} and {seen[key]} are both '{key}'; name them apart"
                     raise ConfigError(key="models", reason=reason)
                 seen[key] = model.path
             audit.record(self._operator, Verb.REGISTER_VERSION, version.label, "ok")
-            facts = await router.serve(version, path, model)
+            settings = await self._with_draft(versions, model, audit)
+            facts = await router.serve(version, path, settings)
             for adapter in model.adapters:
                 await adapters.load(self._operator, version.label, adapter, base=self._directory)
             logs.event(
@@ -323,6 +321,25 @@ class Daemon:
                 cache_layout=facts.cache_layout.value,
                 cache_layout_reason=facts.cache_layout_reason,
             )
+
+    async def _register(
+        self, versions: LocalVersions, settings: Model
+    ) -> tuple[Path, ModelVersion]:
+        """Have a file signed; how much of it is read shows meanwhile. Raises as `register`."""
+        reading = Reading()
+        self._reading = (Path(settings.path).name, reading)
+        try:
+            return await versions.register(settings, reading)
+        finally:
+            self._reading = None
+
+    async def _with_draft(self, versions: LocalVersions, model: Model, audit: Audit) -> Model:
+        """Have the draft model of a model signed too, if it has one; return its place as well."""
+        if not model.draft:
+            return model
+        path, version = await self._register(versions, Model(path=model.draft))
+        audit.record(self._operator, Verb.REGISTER_VERSION, version.label, "ok")
+        return msgspec.structs.replace(model, draft=str(path))
 
     async def _tell_progress(self, router: Router) -> None:
         while True:

@@ -191,9 +191,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, reason) for each pair of values that can't both hold."""
     yield from _address_contradictions(config)
     yield from _engine_contradictions(config.engine)
-    if config.scheduling.draft_ngram_min > config.scheduling.draft_ngram_max:
-        high = config.scheduling.draft_ngram_max
-        yield "scheduling.draft_ngram_min", f"is above scheduling.draft_ngram_max ({high})"
+    yield from _draft_contradictions(config)
     for model in config.models:
         yield from _model_contradictions(model, config.engine)
     yield from _adapter_contradictions(config)
@@ -257,6 +255,18 @@ def _engine_contradictions(engine: Engine) -> Iterator[tuple[str, str]]:
                 yield f"engine.{low}", f"is above engine.cells_total ({engine.cells_total})"
     if engine.flash_attention == "off" and engine.cache_type_v.startswith("q"):
         yield "engine.cache_type_v", _NEEDS_FLASH.format(engine.cache_type_v)
+
+
+def _draft_contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    scheduling = config.scheduling
+    if scheduling.draft_ngram_min > scheduling.draft_ngram_max:
+        high = scheduling.draft_ngram_max
+        yield "scheduling.draft_ngram_min", f"is above scheduling.draft_ngram_max ({high})"
+    for model in config.models:
+        if model.draft and scheduling.draft == "off":
+            yield "models.draft", "guesses nothing while scheduling.draft is off"
+        if model.draft and model.embedding:
+            yield "models.draft", "is for generating models"
 
 
 def _adapter_contradictions(config: Config) -> Iterator[tuple[str, str]]:

@@ -113,6 +113,15 @@ class Model(Section):
         tuple[Adapter, ...],
         Meta(max_length=64, description="LoRA adapters to load with it; see models.adapters."),
     ] = ()
+    draft: Annotated[
+        str,
+        Meta(
+            description=(
+                "The GGUF file of a draft model: a much smaller one with the same vocabulary, "
+                "which guesses next tokens where that is measured to pay; empty: none."
+            )
+        ),
+    ] = ""
     embedding: Annotated[
         bool,
         Meta(

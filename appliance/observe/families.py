@@ -157,14 +157,16 @@ FAMILIES: tuple[Family, ...] = (
     _counter(
         "appliance_draft_tokens_total",
         "tokens",
-        "Tokens that were guessed and checked.",
+        "Tokens that were guessed and checked, by kind: ngram or model.",
         "model",
+        "kind",
     ),
     _counter(
         "appliance_draft_accepted_tokens_total",
         "tokens",
-        "Guessed tokens that were what the model drew.",
+        "Guessed tokens that were what the model drew, by kind: ngram or model.",
         "model",
+        "kind",
     ),
     _gauge(
         "appliance_draft_gain_ratio",

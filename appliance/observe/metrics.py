@@ -88,6 +88,16 @@ class StepGauges(Protocol):
         ...
 
     @property
+    def model_drafted_total(self) -> int:
+        """Guessed by a draft model, of those guessed."""
+        ...
+
+    @property
+    def model_draft_accepted_total(self) -> int:
+        """Guessed rightly by a draft model."""
+        ...
+
+    @property
     def draft_gain(self) -> float:
         """Tokens per second, as a multiple of those without guesses."""
         ...
@@ -211,7 +221,7 @@ class Metrics:
         self._series = {family.name: _Series(family, series_max) for family in families}
         self._read_process = read_process or ProcessFacts().read
         self._process_cpu_s = 0.0
-        self._totals_seen: dict[str, dict[str, int]] = {}  # by model, then by metric
+        self._totals_seen: dict[str, dict[tuple[str, ...], int]] = {}  # by model, then by series
         self._followed: list[tuple[str, dict[str, str], Callable[[], float]]] = []
         self.record("appliance_build_info", 1, version=version)
 
@@ -290,10 +300,15 @@ class Metrics:
                 "appliance_preemptions_total": gauges.preemptions_total,
                 "appliance_prefix_tokens_total": gauges.prefix_tokens_total,
                 "appliance_prefix_evictions_total": gauges.evictions_total,
-                "appliance_draft_tokens_total": gauges.drafted_total,
-                "appliance_draft_accepted_tokens_total": gauges.draft_accepted_total,
             },
         )
+        guessed, right = gauges.model_drafted_total, gauges.model_draft_accepted_total
+        for kind, totals in (
+            ("model", (guessed, right)),
+            ("ngram", (gauges.drafted_total - guessed, gauges.draft_accepted_total - right)),
+        ):
+            names = ("appliance_draft_tokens_total", "appliance_draft_accepted_tokens_total")
+            self._take_totals(model, dict(zip(names, totals, strict=True)), kind=kind)
 
     def worker_lost(self, model: str, cause: str) -> None:
         """Count a worker that ended unasked; what it held is gone with it."""
@@ -314,15 +329,16 @@ class Metrics:
         """Log one event of the runtime."""
         logs.write(name, logging.INFO, fields)
 
-    def _take_totals(self, model: str, totals: dict[str, int]) -> None:
+    def _take_totals(self, model: str, totals: dict[str, int], **labels: str) -> None:
         """Turn a worker's own running totals into growth; a new worker starts again at zero."""
         seen = self._totals_seen.setdefault(model, {})
         for name, total in totals.items():
-            before = seen.get(name, 0)
+            key = (name, *labels.values())
+            before = seen.get(key, 0)
             grown = total - before if total >= before else total
-            seen[name] = total
+            seen[key] = total
             if grown:
-                self.record(name, grown, model=model)
+                self.record(name, grown, model=model, **labels)
 
     def _take_process_facts(self) -> None:
         for name, value in self._read_process().items():

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from appliance.runtime.cost import ROW_QUANTUM, CostModel, StepShape
 from appliance.runtime.fairness import RANKS, Fairness, Party
-from appliance.runtime.jobs import Choice, Job, SchedulerLimits, Span
+from appliance.runtime.jobs import UNTOLD, Choice, Job, SchedulerLimits, Span
 from appliance.runtime.speculation import Speculation
 
 CHUNK_MIN = 8  # a prompt goes on, however short the budget
@@ -37,6 +37,7 @@ class Composed:
     spans: tuple[Span, ...]
     shape: StepShape
     is_short: bool
+    readings: tuple[tuple[Choice, int], ...] = ()
 
 
 class Composer:
@@ -74,9 +75,11 @@ class Composer:
         is_short = len(decode) > cells_free
         prompts = self._prompts(jobs, now_ms)
         drafts = [_NO_DRAFT] * len(decode)
+        readings: tuple[tuple[Choice, int], ...] = ()
         may_guess = may_guess and bool(decode) and not prompts and not is_short
         if self._speculation is not None and may_guess:
             drafts = self._drafts(self._speculation, decode, min(rows_max, cells_free), cells_used)
+            readings = self._speculation.readings
         filling = _Filling(decode[: max(0, cells_free)], drafts)
         budget_ms = self._limits.step_ms_while_streaming if decode else self._limits.step_ms_max
         room = self._room(len(decode), cells_used, budget_ms)
@@ -85,7 +88,10 @@ class Composer:
             self._prefill(filling, prompts, room, allowed, cells_used)
         shape = filling.shape(cells_used)
         return Composed(
-            spans=tuple(filling.spans), shape=shape, is_short=is_short or not filling.spans
+            spans=tuple(filling.spans),
+            shape=shape,
+            is_short=is_short or not filling.spans,
+            readings=readings,
         )
 
     # --- decode rows ---
@@ -236,7 +242,8 @@ class _Filling:
         self.spans: list[Span] = []
         self._rows = 0
         for choice, draft in zip(decode, drafts, strict=False):
-            self.spans.append(Span(choice, choice.seq_id, choice.evaluated, 1, self._rows, draft))
+            start, by_model = choice.evaluated, draft[:1] == (UNTOLD,)
+            self.spans.append(Span(choice, choice.seq_id, start, 1, self._rows, draft, by_model))
             self._rows += 1 + len(draft)
         self.decode = self._rows
         self.prefill = 0

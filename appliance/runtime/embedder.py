@@ -26,8 +26,7 @@ from appliance.errors import (
 )
 from appliance.runtime import wire
 from appliance.runtime.cost import StepShape
-from appliance.runtime.engine import EngineLost
-from appliance.runtime.llama import Context, DecodeCode
+from appliance.runtime.llama import Context, DecodeCode, EngineLost
 from appliance.runtime.pool import Pool
 from appliance.runtime.submission import check_ids
 

@@ -24,9 +24,10 @@ import numpy as np
 from appliance.errors import ApplianceError, DecodeFailed, InvalidRequest
 from appliance.runtime import wire
 from appliance.runtime.cost import StepShape
+from appliance.runtime.draft_model import DraftModel, Told
 from appliance.runtime.generation import Drawn, Generation
 from appliance.runtime.jobs import Choice, Job, Plan, Span
-from appliance.runtime.llama import Context, DecodeCode
+from appliance.runtime.llama import Context, DecodeCode, EngineLost
 from appliance.runtime.loaded_adapters import LoadedAdapters
 from appliance.runtime.moves import Mover
 from appliance.runtime.pool import Pool
@@ -34,10 +35,6 @@ from appliance.runtime.scheduler import Scheduler
 from appliance.runtime.submission import Submission
 
 _ABORTS_MAX = 3
-
-
-class EngineLost(Exception):
-    """The context is not to be trusted any more: the process must end (exit code 70)."""
 
 
 class Engine(Protocol):
@@ -87,8 +84,10 @@ class GeneratingEngine:
         clock: Callable[[], float],
         stall_factor: float,
         pool: Pool,
+        draft_model: DraftModel | None = None,
     ) -> None:
-        """Own the context from now on. `clock` reads monotonic milliseconds."""
+        """Own the contexts from now on. `clock` reads monotonic milliseconds."""
+        self._draft_model = draft_model
         self._pool = pool
         self._context = context
         self._scheduler = scheduler
@@ -167,11 +166,16 @@ class GeneratingEngine:
             self._forget_if_over(choice.job)
         for job, error in plan.failed:
             self._fail(job.ticket, error)
+        told = Told(plan=plan)
+        if self._draft_model is not None and not lost:
+            told = self._draft_model.tell(plan, self._pool.counts.decode)
+            plan = told.plan
         self._pool.prepare(plan.shape)
         if plan.spans and not lost and self._evaluate(plan) is DecodeCode.OK:
             now_ms = self._clock()
-            self._pool.observe(plan.shape, now_ms - began_ms, now_ms)
-            self._scheduler.observe(plan, now_ms - began_ms)
+            step_ms = now_ms - began_ms - told.reading_ms
+            self._pool.observe(plan.shape, step_ms - told.draft_ms, now_ms)
+            self._scheduler.observe(plan, step_ms, told.reading_ms)
         if not self._scheduler.has_work and not self._was_idle:
             self._check_idle()
         self._was_idle = not self._scheduler.has_work
@@ -249,7 +253,7 @@ class GeneratingEngine:
             self._fail(choice.job.ticket, error)
             return
         if span.draft:
-            self._settle(choice, kept=len(drawn) - 1, drafted=len(span.draft))
+            self._settle(span, kept=len(drawn) - 1)
         self._tell(choice, drawn)
         if drawn[-1].finish is not None:
             self._scheduler.finish(choice, self._clock())
@@ -264,12 +268,12 @@ class GeneratingEngine:
             self._scheduler.accept(choice, drawn.token_id)
         return drawn
 
-    def _settle(self, choice: Choice, *, kept: int, drafted: int) -> None:
+    def _settle(self, span: Span, *, kept: int) -> None:
         """Take back the guesses that did not come true, before anything else is done."""
-        self._scheduler.settle(choice, kept=kept, rejected=drafted - kept)
-        if kept < drafted:
-            is_cut = self._context.cut(choice.seq_id, choice.evaluated)
-            assert is_cut, f"sequence {choice.seq_id} could not be cut"
+        self._scheduler.settle(span, kept=kept)
+        if kept < len(span.draft):
+            is_cut = self._context.cut(span.seq_id, span.choice.evaluated)
+            assert is_cut, f"sequence {span.seq_id} could not be cut"
 
     def _isolate(self, plan: Plan) -> None:
         """Evaluate each span alone, so that the one that is refused fails only its own job."""
@@ -319,6 +323,8 @@ class GeneratingEngine:
     def _close(self, ticket: int) -> None:
         for generation in self._generations.pop(ticket, ()):
             generation.close()
+        if self._draft_model is not None:
+            self._draft_model.forget(ticket)
 
     def _report(self, plan: Plan, step_ms: float) -> wire.Step:
         self._step += 1
@@ -338,6 +344,7 @@ class GeneratingEngine:
     def _gauges(self, plan: Plan, step_ms: float) -> wire.EngineGauges:
         scheduler, cache = self._scheduler, self._scheduler.cache
         parked, guesses = cache.cells_parked, scheduler.speculation
+        foresight = None if guesses is None else guesses.foresight
         return wire.EngineGauges(
             running=scheduler.running_count,
             waiting=scheduler.waiting_count,
@@ -359,6 +366,8 @@ class GeneratingEngine:
             threads_change=self._pool.take_change(),
             drafted_total=0 if guesses is None else guesses.drafted_total,
             draft_accepted_total=0 if guesses is None else guesses.accepted_total,
+            model_drafted_total=0 if foresight is None else foresight.drafted_total,
+            model_draft_accepted_total=0 if foresight is None else foresight.accepted_total,
             draft_gain=1.0 if guesses is None else guesses.gain,
         )
 
@@ -369,6 +378,8 @@ class GeneratingEngine:
         assert cache.ledger.used == cache.cells_parked, "cells are held while idle"
         assert self._mover.saved_count == len(cache.hosted), "a saved state is held while idle"
         assert not self._generations, "a generation is held while idle"
+        if self._draft_model is not None:
+            self._draft_model.check_idle()
         for seq_id in range(limits.sequences_max + limits.parked_max):
             held = self._context.position_max(seq_id) + 1
             known = cache.parked.cells(seq_id) if seq_id in cache.parked else 0

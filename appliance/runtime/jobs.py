@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from appliance.domain import Priority
 from appliance.errors import ApplianceError
 from appliance.runtime.cost import StepShape
 from appliance.runtime.draft import Track
 from appliance.runtime.fairness import Party
+from appliance.runtime.foresight import Acceptance
+
+UNTOLD = -1  # in the place of a guess that the draft model is yet to make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,8 @@ class Choice:
 
     swapped: how many of its tokens lie in host memory instead, as `state`. last_step: when it last
     got a row.
-    track: what its next tokens are guessed from, None while nothing is guessed.
+    track: what its next tokens are guessed from, None while nothing is guessed. acceptance: how
+    often a draft model guessed them.
     """
 
     job: Job
@@ -68,6 +72,7 @@ class Choice:
     state: int = -1
     last_step: int = 0
     track: Track | None = None
+    acceptance: Acceptance | None = None
 
     @property
     def length(self) -> int:
@@ -163,7 +168,8 @@ class Job:
 class Span:
     """Consecutive tokens of one choice in a step; `row` is its logits row, -1 for none.
 
-    The guesses of `draft` follow its one token, with the logits rows after its own.
+    The guesses of `draft` follow its one token, with the logits rows after its own. by_model: they
+    are a draft model's, UNTOLD until it has made them.
     """
 
     choice: Choice
@@ -172,6 +178,7 @@ class Span:
     count: int
     row: int
     draft: tuple[int, ...] = ()
+    by_model: bool = False
 
     @property
     def rows(self) -> int:
@@ -213,7 +220,7 @@ class Plan:
 
     All its spans run with one adapter. `started` jobs begin for the first time, with `cached`
     prompt tokens each. `exhausted` choices ended because the cells are full. `failed` jobs ended
-    by their deadline.
+    by their deadline. `readings`: tokens of choices that the draft model evaluates to guess later.
     """
 
     moves: tuple[Move, ...]
@@ -224,6 +231,7 @@ class Plan:
     started: tuple[Job, ...]
     exhausted: tuple[Choice, ...]
     failed: tuple[tuple[Job, ApplianceError], ...]
+    readings: tuple[tuple[Choice, int], ...] = ()
 
     @property
     def singles(self) -> int:
@@ -234,6 +242,26 @@ class Plan:
     def drafted(self) -> int:
         """Count the rows that are guesses."""
         return sum(len(span.draft) for span in self.spans)
+
+    @property
+    def by_model(self) -> int:
+        """Count the guesses that are the draft model's."""
+        return sum(len(span.draft) for span in self.spans if span.by_model)
+
+    def told(self, drafts: Sequence[tuple[int, ...]]) -> Plan:
+        """Put in what the draft model guessed, perhaps less than was planned: one for each span."""
+        spans, row = [], 0
+        for span, draft in zip(self.spans, drafts, strict=True):
+            has_row = span.row >= 0
+            spans.append(replace(span, draft=draft, row=row if has_row else -1))
+            row += has_row + len(draft)
+        fewer = self.drafted - sum(map(len, drafts))
+        shape = StepShape(
+            decode=self.shape.decode - fewer,
+            prefill=self.shape.prefill,
+            kv_span=self.shape.kv_span - fewer,
+        )
+        return replace(self, spans=tuple(spans), shape=shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

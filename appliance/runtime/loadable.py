@@ -80,6 +80,7 @@ def read_options(
         cache_type_v=(settings.cache_type_v or engine.cache_type_v) if caches else "f16",
         flash_attention=engine.flash_attention,
         cache_layout=settings.cache_layout or engine.cache_layout,
+        draft_path=settings.draft,
     )
 
 

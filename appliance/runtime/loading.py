@@ -23,6 +23,7 @@ from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
 from appliance.runtime.contention import open_contention
 from appliance.runtime.cost import CostModel
 from appliance.runtime.devices import available_bytes, physical_cores
+from appliance.runtime.draft_cache import DraftCache
 from appliance.runtime.embedder import EmbeddingEngine
 from appliance.runtime.engine import Engine, GeneratingEngine
 from appliance.runtime.jobs import SchedulerLimits
@@ -35,6 +36,7 @@ from appliance.runtime.llama import (
     Model,
     supports_gpu,
 )
+from appliance.runtime.load_draft import load_draft, read_draft_head
 from appliance.runtime.loaded_adapters import LoadedAdapters
 from appliance.runtime.pool import Pool
 from appliance.runtime.scheduler import Scheduler
@@ -75,7 +77,7 @@ def load(
         _check_positions(head, options.context_tokens)
         _check_cache_types(head, options)
         if not (options.gpu_layers and supports_gpu()):
-            cells = fit_cells(head, options, available_bytes())
+            cells = fit_cells(head, options, available_bytes(), read_draft_head(options))
             options = msgspec.structs.replace(options, cells_total=cells)
         model = Model(path, gpu_layers=options.gpu_layers, on_progress=on_progress)
         wanted, layout = settle_layout(
@@ -124,24 +126,31 @@ def _generating_engine(
     )
     cell_bytes = _kv_bytes_per_token(context)
     limits = _limits(options, context, cell_bytes)
+    draft_model = draft_cache = None
+    if options.draft_path and options.speculation is not None:
+        draft_model, draft_cache = load_draft(options, model, context, pool, clock)
+    speculation = _speculation(options, context, pool.cost, draft_cache)
     engine = GeneratingEngine(
         context=context,
-        scheduler=Scheduler(limits, pool.cost, _speculation(options, context, pool.cost)),
+        scheduler=Scheduler(limits, pool.cost, speculation),
         submission=Submission(vocabulary, ConstraintCompiler(tokenizer, vocabulary.spelt)),
         adapters=LoadedAdapters(model, context, clock),
         clock=clock,
         stall_factor=options.stall_factor,
         pool=pool,
+        draft_model=draft_model,
     )
     facts = _facts(options, model, context, limits.context_tokens, cell_bytes)
     return Loaded(engine=engine, facts=facts)
 
 
-def _speculation(options: EngineOptions, context: Context, cost: CostModel) -> Speculation | None:
+def _speculation(
+    options: EngineOptions, context: Context, cost: CostModel, draft_cache: DraftCache | None
+) -> Speculation | None:
     """Guess only where a sequence can be cut: a wrong guess must be taken back."""
     if options.speculation is None or context.memory_kind is not MemoryKind.CUTTABLE:
         return None
-    return Speculation(options.speculation, cost)
+    return Speculation(options.speculation, cost, draft_cache)
 
 
 def _limits(options: EngineOptions, context: Context, cell_bytes: int) -> SchedulerLimits:
@@ -324,8 +333,15 @@ def _check_kind(model: Model, context: Context, kind: ModelKind) -> None:
         raise EngineFault("it generates no text (serve it with embedding = true)")
 
 
-def fit_cells(head: GgufHead, options: EngineOptions, available: int | None) -> int:
+def fit_cells(
+    head: GgufHead,
+    options: EngineOptions,
+    available: int | None,
+    draft: GgufHead | None = None,
+) -> int:
     """Count the KV cells that memory allows, at most cells_total; look before llama.cpp tries.
+
+    `draft`: of a draft model, whose cache has as many cells.
 
     Raises:
         GgufFault: not even cells_min fit; names what is needed and what there is.
@@ -336,6 +352,9 @@ def fit_cells(head: GgufHead, options: EngineOptions, available: int | None) -> 
         return wanted
     fixed = head.file_bytes + _COMPUTE_BYTES + options.memory_reserve_bytes
     cell_bytes = kv_cache_bytes(head, options.cache_type_k, options.cache_type_v, 1)
+    if draft is not None:
+        fixed += draft.file_bytes + _COMPUTE_BYTES
+        cell_bytes += kv_cache_bytes(draft, "f16", "f16", 1)
     fitting = max(0, available - fixed) // max(1, cell_bytes)
     if fixed + least * cell_bytes > available:
         raise GgufFault(

@@ -36,13 +36,13 @@ from appliance.runtime.compose import Composed, Composer
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.fairness import RANKS, Fairness, Party
 from appliance.runtime.jobs import Advance, Choice, Job, Move, Plan, SchedulerLimits, Span
+from appliance.runtime.precedence import Precedence
 from appliance.runtime.prefix import Match
 from appliance.runtime.speculation import Speculation
 from appliance.runtime.turns import AdapterTurns
 
 _SEEN_JOBS = 0.1  # weight of the newest job in the mean duration
 _EXAMINED_MAX = 64  # jobs that admission looks at in one step
-_DISPLACED_MAX = 3  # times a job makes way for others before it is left in peace
 
 
 class Scheduler:
@@ -68,6 +68,7 @@ class Scheduler:
             debt_ms_max=limits.step_ms_max,
         )
         self._composer = Composer(limits, cost, self._fairness, speculation)
+        self._order = Precedence(limits, self._fairness)
         self._turns = AdapterTurns(limits.adapter_turn_steps)
         self._waiting: list[Job] = []
         self._running: list[Job] = []
@@ -155,6 +156,7 @@ class Scheduler:
             started=started,
             exhausted=exhausted,
             failed=failed,
+            readings=composed.readings,
         )
 
     def advance(self, spans: Sequence[Span]) -> Advance:
@@ -189,21 +191,32 @@ class Scheduler:
         choice.outputs.append(token_id)
         return choice.length >= self.limits.context_tokens
 
-    def settle(self, choice: Choice, *, kept: int, rejected: int) -> None:
+    def settle(self, span: Span, *, kept: int) -> None:
         """Keep the guesses that came true, the first ones; give back the cells of the others.
 
         Call after the draws of a span with guesses, before its choice may end. The sequence must be
         cut to what the choice has evaluated then.
         """
-        choice.evaluated += kept
+        guessed = len(span.draft)
+        span.choice.evaluated += kept
         self._accepted += kept
-        self.cache.ledger.shrink(choice.seq_id, rejected)
+        self.cache.ledger.shrink(span.seq_id, guessed - kept)
+        if span.by_model and self.speculation is not None:
+            self.speculation.settle(span.choice, kept=kept, guessed=guessed)
 
-    def observe(self, plan: Plan, step_ms: float) -> None:
-        """Learn from an evaluated plan what its guesses came to; step_ms has the draws in it."""
+    def observe(self, plan: Plan, step_ms: float, reading_ms: float = 0.0) -> None:
+        """Learn from an evaluated plan what its guesses came to; step_ms has the draws in it.
+
+        reading_ms: what the draft model took beside that, for guesses to come.
+        """
         if self.speculation is not None:
             self.speculation.observe(
-                plan.shape, drafted=plan.drafted, accepted=self._accepted, step_ms=step_ms
+                plan.shape,
+                drafted=plan.drafted,
+                accepted=self._accepted,
+                step_ms=step_ms,
+                by_model=plan.by_model,
+                reading_ms=reading_ms,
             )
 
     def finish(self, choice: Choice, now_ms: float) -> bool:
@@ -300,7 +313,7 @@ class Scheduler:
         started: list[Job] = []
         passed: list[Job] = []
         refused: set[Party] = set()  # found nobody to make way for them
-        self._waiting.sort(key=lambda job: self._precedence(job, now_ms))
+        self._waiting.sort(key=lambda job: self._order.key(job, now_ms))
         for job in self._waiting[:_EXAMINED_MAX]:
             if any(other.overtaken >= self.limits.overtakes_max for other in passed):
                 break
@@ -325,22 +338,6 @@ class Scheduler:
                 started.append(job)
         return tuple(started)
 
-    def _precedence(self, job: Job, now_ms: float) -> tuple[float, ...]:
-        rank = self._rank(job, now_ms)
-        is_aged = rank < RANKS[job.priority]
-        # A job that ran already goes back before what came later of its client.
-        return (
-            rank,
-            0.0 if job.started_ms >= 0.0 or is_aged else self._fairness.served(job.party),
-            float("inf") if job.deadline_ms is None else job.deadline_ms,
-            job.order,
-        )
-
-    def _rank(self, job: Job, now_ms: float) -> int:
-        """Rank a job by its class, and by how long it has been here."""
-        aged = int((now_ms - job.submitted_ms) / self.limits.ageing_ms)
-        return max(0, RANKS[job.priority] - aged)
-
     def _fits(self, job: Job, match: Match) -> bool:
         if len(job.live) > self.cache.sequences_free:
             return False
@@ -348,38 +345,11 @@ class Scheduler:
 
     def _make_way(self, job: Job, match: Match) -> bool:
         """Preempt those that this job comes before, if that gives it room; else change nothing."""
-        victims: list[Job] = []
-        sequences, cells = self.cache.sequences_free, self.cache.room(self._running)
-        need = self.cache.need(job, match)
-        for other in sorted(self._running, key=lambda one: -one.order):
-            if sequences >= len(job.live) and cells >= need:
-                break
-            if self._comes_before(job, other, victims):
-                victims.append(other)
-                sequences += len(other.live)
-                cells += self.cache.claim(other) + self.cache.held_by(other)
-        if sequences < len(job.live) or cells < need:
-            return False
+        victims = self._order.victims(job, match, self._running, self.cache)
         for other in victims:
             other.displaced += 1
             self._preempt(other)
         return bool(victims)
-
-    def _comes_before(self, job: Job, other: Job, victims: Sequence[Job]) -> bool:
-        """Say whether a running job must make way: a lower class, or more than its fair part."""
-        if other.displaced >= _DISPLACED_MAX:
-            return False
-        if RANKS[job.priority] < self._rank(other, self.cache.now_ms):
-            return True
-        if other.priority is not job.priority or other.client == job.client:
-            return False
-        sequences = {job.party: len(job.live), other.party: 0}
-        for one in self._running:
-            if one not in victims:
-                sequences[one.party] = sequences.get(one.party, 0) + len(one.live)
-        parties = sum(party.priority is job.priority for party in sequences)
-        part = self.limits.sequences_max / parties
-        return sequences[job.party] <= part < sequences[other.party]
 
     def _start(self, job: Job, match: Match) -> None:
         self._waiting.remove(job)

@@ -14,67 +14,61 @@ would pay. With more than `streams_max` choices nobody looks.
 
 The prices are the cost model's. What they promise is held against what came: tokens per measured
 ms, beside those of steps without guesses, which are measured with as many streams at least every
-`_PLAIN_STEPS` steps. The next promises are believed by as much. While guesses are off that mistrust
-fades, over some thousand steps: what did not pay is tried again, for a step or two. Guesses begin
-where they promise 5 % more and go on while they promise 1 %; their number doubles at most from one
-step to the next.
+`_PLAIN_STEPS` steps. The next promises are believed by as much (`promise`).
 
 Where a step has a choice without guesses, that stream gains nothing from a longer step; then a step
 may be `stretch_max` times as long at most.
+
+Where a draft model is configured, it guesses for choices that the lookup has nothing for, or less
+than it (`foresight`). Its own time is part of what is promised and of what is measured.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from heapq import merge
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.draft import DraftLimits, Score, Track
+from appliance.runtime.draft_cache import DraftCache
+from appliance.runtime.foresight import Beside, Foresight
+from appliance.runtime.jobs import UNTOLD, Choice
+from appliance.runtime.promise import FADING_STEPS, Promise
 
-if TYPE_CHECKING:
-    from appliance.runtime.jobs import Choice
-
-_BEGIN = 1.05
-_GO_ON = 1.01
 _CHANCE_MIN = 0.1
 _INDEXED_MAX = 1024  # tokens indexed in one step for all choices: some tenths of a ms
-_FADING_STEPS = 2048.0
 _PLAIN_STEPS = 64
-_ROWS_MIN = 4
-_GROWTH = 2
-_PAUSE_MAX = 7  # steps without a look, where the last looks found nothing that pays
-_WEIGHT_KEPT = 0.1  # of the newest step in how far promises are kept
 _WEIGHT_SHORTER = 0.4  # of the newest step in the time of a step without guesses
 _WEIGHT_LONGER = 0.1
 _OUTLIER = 2.0
 _WEIGHT_SHOWN = 0.05  # of the newest step in `gain`
 _NOTHING: tuple[int, ...] = ()
+Offer = tuple[float, int]  # the chance of a guess, and whose it is
 
 
 class Speculation:
     """The guesses of one engine's choices. Called by one thread; nothing here blocks.
 
     `gain`: the tokens per ms of the latest steps as a multiple of what they would be without.
+    `readings`: what the draft model should read in the step just drafted for: (choice, tokens).
     """
 
-    def __init__(self, limits: DraftLimits, cost: CostModel) -> None:
-        """Begin with no choice. `cost` is read, never changed."""
+    def __init__(
+        self, limits: DraftLimits, cost: CostModel, draft_cache: DraftCache | None = None
+    ) -> None:
+        """Begin with no choice. `cost` is read, never changed; draft_cache: of a draft model."""
         self.limits = limits
         self.drafted_total = 0
         self.accepted_total = 0
         self.gain = 1.0
+        self.readings: tuple[tuple[Choice, int], ...] = ()
+        self.foresight: Foresight | None = None
+        if draft_cache is not None:
+            self.foresight = Foresight(cost, draft_cache, limits.tokens_max)
         self._cost = cost
         self._score = Score()
-        self._is_on = False
-        self._promised = 1.0
-        self._kept = 1.0
-        self._kept_step = 0
-        self._rows_paid = 0
-        self._pause = 0  # steps until guesses are looked for again
-        self._pauses = 0
+        self._lookup = Promise()
         self._plain: dict[int, tuple[float, int]] = {}  # streams: ms, step
         self._step = 0
 
@@ -90,8 +84,10 @@ class Speculation:
         """Guess for each choice at most as many tokens as `room` says, `rows_max` in all.
 
         `shape` is the step without guesses: a decode row for each choice. With them it takes no
-        longer than step_ms_max. Follow with `observe` if the step was evaluated.
+        longer than step_ms_max. What the draft model is to guess is UNTOLD. Follow with `observe`
+        if the step was evaluated.
         """
+        self.readings = ()
         if len(choices) > self.limits.streams_max:
             for choice in choices:
                 choice.track = None
@@ -100,20 +96,37 @@ class Speculation:
         left = _INDEXED_MAX
         for track in tracks:
             left -= track.index(left)
+        rooms = [min(room(choice), self.limits.tokens_max) for choice in choices]
+        offers = self._look_up(tracks, rooms, shape, max(0, rows_max), step_ms_max)
         counts = [0] * len(tracks)
-        if self._is_worth_asking(tracks, shape):
-            limit = max(_ROWS_MIN, len(tracks), self._rows_paid * _GROWTH)
-            offers = self._offers(choices, room, max(0, min(rows_max, limit)))
-            for _, at in offers[: self._count(offers, shape, step_ms_max)]:
-                counts[at] += 1
-        self._is_on = any(counts)
+        for _, at in offers:
+            counts[at] += 1
+        depths = self._foresee(choices, rooms, offers, shape, max(0, rows_max), step_ms_max)
         return [
-            tuple(track.guess(count)) if count else _NOTHING
-            for track, count in zip(tracks, counts, strict=True)
+            (UNTOLD,) * depth if depth else tuple(track.guess(count)) if count else _NOTHING
+            for track, count, depth in zip(tracks, counts, depths, strict=True)
         ]
 
-    def observe(self, shape: StepShape, *, drafted: int, accepted: int, step_ms: float) -> None:
-        """Fold in a step: `shape` with the guesses among its decode rows; what they came to."""
+    def settle(self, choice: Choice, *, kept: int, guessed: int) -> None:
+        """Count guesses of the draft model, of which the first `kept` came true."""
+        assert self.foresight is not None
+        self.foresight.note(choice, kept, guessed, self._step)
+
+    def observe(
+        self,
+        shape: StepShape,
+        *,
+        drafted: int,
+        accepted: int,
+        step_ms: float,
+        by_model: int = 0,
+        reading_ms: float = 0.0,
+    ) -> None:
+        """Fold in a step: `shape` with the guesses among its decode rows; what they came to.
+
+        by_model: how many of the guesses are the draft model's. step_ms has its time for them in
+        it, but not reading_ms, its time for what will be guessed later.
+        """
         self._step += 1
         self.drafted_total += drafted
         self.accepted_total += accepted
@@ -122,11 +135,11 @@ class Speculation:
             self._measure_plain(shape, step_ms)
         else:
             gain = self._measured_gain(shape, drafted, accepted, step_ms)
-            kept = self._trust()
-            now = min(max(gain / self._promised, kept / _OUTLIER), kept * _OUTLIER)
-            self._kept = kept + _WEIGHT_KEPT * (now - kept)
-            self._kept_step = self._step
-            self._rows_paid = drafted if gain > 1.0 else min(self._rows_paid, drafted // 2)
+            if by_model and self.foresight is not None:
+                self.foresight.promise.keep(gain, by_model, self._step)
+            else:
+                self._lookup.keep(gain, drafted, self._step)
+        gain *= step_ms / max(step_ms + reading_ms, 1e-6)
         self.gain += _WEIGHT_SHOWN * (gain - self.gain)
 
     def _follow(self, choice: Choice) -> Track:
@@ -143,22 +156,32 @@ class Speculation:
 
     # --- how many --------------------------------------------------------------------------------
 
-    def _is_worth_asking(self, tracks: Sequence[Track], shape: StepShape) -> bool:
-        """Say whether to look for guesses that pay: not in each step where none did lately."""
-        if not any(track.is_repeating for track in tracks):
-            return False
-        self._pause -= 1
-        return self._pause < 0 and self._is_plain_known(shape)
+    def _look_up(
+        self,
+        tracks: Sequence[Track],
+        rooms: Sequence[int],
+        shape: StepShape,
+        rows_max: int,
+        step_ms_max: float,
+    ) -> Sequence[Offer]:
+        """Choose the guesses that the choices' own text makes, if any pay."""
+        lookup, chosen = self._lookup, 0
+        offers: list[Offer] = []
+        is_any = any(track.is_repeating for track in tracks)
+        if is_any and lookup.is_due() and self._is_plain_known(shape):
+            rows_max = min(rows_max, lookup.rows_max(len(tracks)))
+            offers = self._offers(tracks, rooms, rows_max)
+            chosen = self._count(offers, shape, step_ms_max)
+        lookup.is_on = chosen > 0
+        return offers[:chosen]
 
-    def _count(
-        self, offers: Sequence[tuple[float, int]], shape: StepShape, step_ms_max: float
-    ) -> int:
+    def _count(self, offers: Sequence[Offer], shape: StepShape, step_ms_max: float) -> int:
         """Find how many of the offers make the most tokens per ms; 0 if none promises enough."""
         predict_ms, streams, kv_span = self._cost.predict_rows_ms, shape.decode, shape.kv_span
         base_ms = predict_ms(streams, 0, kv_span)
         stretched_ms = min(step_ms_max, base_ms * self.limits.stretch_max)
         tokens = float(streams)
-        best, best_gain = 0, (_GO_ON if self._is_on else _BEGIN) / self._trust()
+        best, best_gain = 0, self._lookup.needed(self._step)
         guessing: set[int] = set()
         for count, (chance, at) in enumerate(offers, start=1):
             tokens += chance
@@ -169,29 +192,55 @@ class Speculation:
                 step_ms_max if len(guessing) == streams else stretched_ms
             ):
                 best, best_gain = count, gain
-        self._promised = best_gain
-        self._pauses = 0 if best else min(_PAUSE_MAX, 2 * self._pauses + 1)
-        self._pause = self._pauses
+        self._lookup.make(best_gain, is_made=best > 0)
         return best
 
-    def _offers(
-        self, choices: Sequence[Choice], room: Callable[[Choice], int], count: int
-    ) -> list[tuple[float, int]]:
+    def _offers(self, tracks: Sequence[Track], rooms: Sequence[int], count: int) -> list[Offer]:
         """List (chance, track) of the likeliest guesses, in order; so are those of one track."""
-        tokens_max = self.limits.tokens_max
         of_each = []
-        for at, choice in enumerate(choices):
-            if choice.track is not None and choice.track.is_repeating:
-                chances = choice.track.chances(min(room(choice), tokens_max), _CHANCE_MIN)
+        for at, track in enumerate(tracks):
+            if track.is_repeating:
+                chances = track.chances(rooms[at], _CHANCE_MIN)
                 of_each.append([(chance, at) for chance in chances])
         return list(islice(merge(*of_each, key=_chance, reverse=True), count))
 
-    # --- what came -------------------------------------------------------------------------------
+    def _foresee(
+        self,
+        choices: Sequence[Choice],
+        rooms: Sequence[int],
+        offers: Sequence[Offer],
+        shape: StepShape,
+        rows_max: int,
+        step_ms_max: float,
+    ) -> Sequence[int]:
+        """Say how many tokens the draft model guesses for each choice, beside these lookups."""
+        depths: Sequence[int] = [0] * len(choices)
+        foresight = self.foresight
+        if foresight is None:
+            return depths
+        if self._is_plain_known(shape):
+            tokens, rows = [0.0] * len(choices), [0] * len(choices)
+            for chance, at in offers:
+                tokens[at] += chance
+                rows[at] += 1
+            base_ms = self._cost.predict_rows_ms(shape.decode, 0, shape.kv_span)
+            beside = Beside(
+                shape=shape,
+                base_ms=base_ms,
+                tokens=tokens,
+                rows=rows,
+                rooms=rooms,
+                gain=self._lookup.gain * self._lookup.trust(self._step) if offers else 1.0,
+                rows_max=rows_max,
+                step_ms_max=step_ms_max,
+                stretched_ms=min(step_ms_max, base_ms * self.limits.stretch_max),
+            )
+            foreseen = foresight.choose(choices, beside, self._step)
+            depths, self.readings = foreseen.depths, foreseen.readings
+        foresight.promise.is_on = any(depths)
+        return depths
 
-    def _trust(self) -> float:
-        """Say how much of a promise is kept, faded by the steps since that was last seen."""
-        fading = math.exp((self._kept_step - self._step) / _FADING_STEPS)
-        return 1.0 + (self._kept - 1.0) * fading
+    # --- what came -------------------------------------------------------------------------------
 
     def _is_plain_known(self, shape: StepShape) -> bool:
         """Say whether a step without guesses was measured lately, with as many choices."""
@@ -202,7 +251,7 @@ class Speculation:
         if shape.prefill or shape.decode > self.limits.streams_max:
             return
         before, step = self._plain.get(shape.decode, (step_ms, self._step))
-        if self._step - step > _FADING_STEPS:
+        if self._step - step > FADING_STEPS:
             before = step_ms
         # What holds a step up only makes it longer: believe the short ones sooner.
         weight = _WEIGHT_SHORTER if step_ms < before else _WEIGHT_LONGER
@@ -217,5 +266,5 @@ class Speculation:
         return (streams + accepted) / streams * plain_ms / max(step_ms, 1e-6)
 
 
-def _chance(offer: tuple[float, int]) -> float:
+def _chance(offer: Offer) -> float:
     return offer[0]

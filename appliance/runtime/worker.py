@@ -63,7 +63,7 @@ def _prepare_process() -> None:
 def _serve(link: Link) -> int:
     # Here and not above, because llama.cpp reads its environment when it is imported; and before
     # the daemon says what to load, because it takes most of a second and a spare worker has time.
-    from appliance.runtime.engine import EngineLost  # noqa: PLC0415
+    from appliance.runtime.llama import EngineLost  # noqa: PLC0415
     from appliance.runtime.loading import load  # noqa: PLC0415
 
     start = _handshake(link)

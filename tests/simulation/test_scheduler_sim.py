@@ -4,8 +4,9 @@ Each schedule is made from a seed that a failure prints: jobs arrive at random w
 choices, replays, deadlines and cancels, of several classes, clients, adapters and cache keys, with
 prompts that begin alike; the engine refuses steps at random. The engine keeps what each sequence
 holds, position by position, and what llama.cpp would refuse is an error here. Some choices repeat
-themselves, so that the scheduler guesses on; wrong guesses are cut off again. After every step the
-invariants are checked; at the end everything must have ended, exactly once.
+themselves, so that the scheduler guesses on; in some schedules a draft model guesses too, with few
+cells of its own. Wrong guesses are cut off again. After every step the invariants are checked; at
+the end everything must have ended, exactly once.
 """
 
 # ruff: noqa: SLF001 - the invariants look at the books themselves
@@ -26,6 +27,7 @@ from appliance.runtime.fairness import RANKS
 from appliance.runtime.jobs import Choice, Job, Move, MoveKind, Plan, SchedulerLimits, Span
 from appliance.runtime.scheduler import Scheduler
 from appliance.runtime.speculation import Speculation
+from tests.simulation.book_draft import VOCABULARY, BookDraft
 
 SCHEDULES_PER_CASE = 180
 STEPS_MAX = 20_000
@@ -120,6 +122,7 @@ class World:
     now_ms: float = 0.0
     drafted: int = 0
     accepted: int = 0
+    foretold: int = 0
     ends: dict[int, str] = field(default_factory=dict)
     live: dict[int, Job] = field(default_factory=dict)
     length_of: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -165,6 +168,13 @@ class World:
         )
         cost = CostModel()
         speculation = rng.choice([None, Speculation(drafts, cost)])
+        self.draft = None
+        if speculation is not None and rng.random() < 0.5:
+            rate = rng.choice([0.0, 0.7, 1.0])
+            tokens = rng.choice([30, 2000])
+            self.draft = BookDraft(rng, self.say, context_tokens=tokens, rate=rate)
+            self.draft.context.refusal_ratio = self.refusal_ratio
+            speculation = Speculation(drafts, cost, self.draft.cache)
         self.scheduler = Scheduler(limits, cost, speculation)
         self.outputs_max = sequences + (drafts.tokens_max if speculation else 0)
         self.engine = BookEngine(cells)
@@ -221,6 +231,8 @@ class World:
         assert ticket not in self.ends, f"ticket {ticket} ended twice: {self.ends[ticket]}, {how}"
         self.ends[ticket] = how
         self.live.pop(ticket, None)
+        if self.draft is not None:
+            self.draft.model.forget(ticket)
 
     # --- a step ----------------------------------------------------------------------------------
 
@@ -237,6 +249,9 @@ class World:
         if lost:
             self.check_books()
             return plan
+        if self.draft is not None:
+            plan = self.draft.tell(plan)
+            self.foretold += plan.by_model
         self.check_plan(plan)
         if not plan.spans:
             assert not scheduler.running_count, "jobs run and nothing is planned for them"
@@ -284,7 +299,7 @@ class World:
         if span.draft:
             self.drafted += len(span.draft)
             self.accepted += kept
-            self.scheduler.settle(choice, kept=kept, rejected=len(span.draft) - kept)
+            self.scheduler.settle(span, kept=kept)
             self.engine.cut(choice.seq_id, choice.evaluated)
         if is_over:
             self.finish(choice)
@@ -303,7 +318,10 @@ class World:
         """Name the token that this choice draws here, whatever else happens: a seeded draw."""
         if self.period and (position % 13 or ticket % 2):
             position %= self.period
-        return (ticket * 7919 + choice * 104_729 + position * 31) % 50_000
+        return (ticket * 7919 + choice * 104_729 + position * 31) % VOCABULARY
+
+    def say(self, choice: Choice, position: int) -> int:
+        return self.token(choice.job.ticket, choice.index, position)
 
     def finish(self, choice: Choice) -> None:
         if self.scheduler.finish(choice, self.now_ms):
@@ -393,6 +411,8 @@ class World:
             assert cache.cells_parked <= scheduler.limits.parked_cells_max
         assert set(self.engine.saved) == set(cache.hosted.ids())
         assert not scheduler._parties
+        if self.draft is not None:
+            self.draft.model.check_idle()
         assert not scheduler.has_work
         assert len(cache._tree) == len(cache.parked) + len(cache.hosted)
 
@@ -426,7 +446,7 @@ def live(seed: int) -> World:
 
 @pytest.mark.parametrize("case", range(12))
 def test_random_schedules_keep_every_invariant(case: int) -> None:
-    drafted = accepted = 0
+    drafted = accepted = foretold = 0
     moves: set[MoveKind] = set()
     for number in range(SCHEDULES_PER_CASE):
         seed = case * SCHEDULES_PER_CASE + number
@@ -434,9 +454,11 @@ def test_random_schedules_keep_every_invariant(case: int) -> None:
             world = live(seed)
             drafted += world.drafted
             accepted += world.accepted
+            foretold += world.foretold
             moves |= world.engine.moves
         except BaseException:
             print(f"schedule seed: {seed}")  # noqa: T201 - shown by pytest with the failure
             raise
     assert 0 < accepted < drafted, "no guess was ever right, or none was ever wrong"
+    assert foretold > 0, "a draft model was never asked"
     assert moves == set(MoveKind), "a kind of move was never made"

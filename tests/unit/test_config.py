@@ -240,6 +240,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
             },
             "models.sequences_max",
         ),
+        ({"models": [{"path": "a", "draft": "b", "embedding": True}]}, "models.draft"),
+        ({"models": [{"path": "a", "draft": "b"}], "scheduling.draft": "off"}, "models.draft"),
         ({"models": [{"path": "a", "cells_total": 4096}]}, "models.cells_total"),
         (
             {"models": [{"path": "a", "cells_total": 256, "context_tokens": 64}]},

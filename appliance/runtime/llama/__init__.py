@@ -11,6 +11,7 @@ from appliance.runtime.llama.context import (
 )
 from appliance.runtime.llama.model import (
     EngineFault,
+    EngineLost,
     Model,
     Vocabulary,
     supports_gpu,
@@ -25,6 +26,7 @@ __all__ = [
     "ContextOptions",
     "DecodeCode",
     "EngineFault",
+    "EngineLost",
     "Model",
     "SamplerChain",
     "Vocabulary",

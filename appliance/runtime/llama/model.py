@@ -32,6 +32,10 @@ class EngineFault(Exception):
     """llama.cpp could not load the model or make the context; the text is one reason."""
 
 
+class EngineLost(Exception):
+    """The context is not to be trusted any more: the process must end (exit code 70)."""
+
+
 class Vocabulary:
     """The tokens of a model, read once: pieces as shown, pieces with control tokens spelt out."""
 

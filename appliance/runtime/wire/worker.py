@@ -36,7 +36,7 @@ class EngineOptions(Frame):
     cells_total is what is wanted; where memory is short the worker takes fewer, but never fewer
     than cells_min, and leaves memory_reserve_bytes to everybody else. cache_type_k and _v are names
     of ggml's types, flash_attention is "auto", "on" or "off", cache_layout "auto", "unified" or
-    "partitioned" (see `config`).
+    "partitioned" (see `config`). draft_path: the file of a draft model, "" without one.
     """
 
     path: str
@@ -72,6 +72,7 @@ class EngineOptions(Frame):
     flash_attention: str = "auto"
     cache_layout: str = "auto"
     threads_follow: bool = False
+    draft_path: str = ""
 
 
 class Start(Frame, tag="start"):
@@ -230,7 +231,8 @@ class EngineGauges(Frame):
     """The engine's state after a step, for metrics.
 
     cells_cached are held for their prefixes alone, beside cells_used. threads_change: why the
-    counts of threads changed with this step (`threads.Reason`), or empty.
+    counts of threads changed with this step (`threads.Reason`), or empty. drafted_total counts all
+    guesses, model_drafted_total those of a draft model among them.
     """
 
     running: int
@@ -254,6 +256,8 @@ class EngineGauges(Frame):
     drafted_total: int = 0
     draft_accepted_total: int = 0
     draft_gain: float = 1.0
+    model_drafted_total: int = 0
+    model_draft_accepted_total: int = 0
 
 
 class Step(Frame, tag="step"):

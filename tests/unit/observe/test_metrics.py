@@ -50,6 +50,29 @@ def filled() -> Metrics:
     return metrics
 
 
+def test_guesses_are_counted_by_what_made_them() -> None:
+    metrics = metrics_of()
+    for step in (1, 2):
+        drafted, right = 10 * step, 6 * step
+        metrics.step(
+            "m@1",
+            gauges(
+                drafted_total=drafted,
+                draft_accepted_total=right,
+                model_drafted_total=4 * step,
+                model_draft_accepted_total=3 * step,
+            ),
+        )
+    found = samples(metrics.render())
+    for name, kind, count in (
+        ("appliance_draft_tokens_total", "ngram", 12),
+        ("appliance_draft_tokens_total", "model", 8),
+        ("appliance_draft_accepted_tokens_total", "ngram", 6),
+        ("appliance_draft_accepted_tokens_total", "model", 6),
+    ):
+        assert found[f'{name}{{model="m@1",kind="{kind}"}}'] == count
+
+
 def test_every_family_has_help_a_unit_and_a_name_of_its_own() -> None:
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     for family in FAMILIES:

@@ -12,8 +12,8 @@ import pytest
 from appliance.clock import monotonic_ms
 from appliance.domain import FinishReason, SamplingOptions, StopOptions
 from appliance.runtime import wire
-from appliance.runtime.engine import EngineLost, GeneratingEngine
-from appliance.runtime.llama import Context, DecodeCode
+from appliance.runtime.engine import GeneratingEngine
+from appliance.runtime.llama import Context, DecodeCode, EngineLost
 from appliance.runtime.loading import load
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
