@@ -80,7 +80,10 @@ def _leaves(path: str, command: click.Command) -> Iterator[tuple[str, click.Comm
     if not isinstance(command, click.Group):
         yield path, command
         return
-    for name, child in command.commands.items():
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        child = command.get_command(context, name)
+        assert child is not None
         yield from _leaves(f"{path} {name}", child)
 
 

@@ -38,6 +38,7 @@ GRPC_STATUS: dict[type[ApplianceError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.HostNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    errors.EnrolmentRefused: grpc.StatusCode.PERMISSION_DENIED,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,

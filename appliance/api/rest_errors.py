@@ -47,6 +47,7 @@ HTTP_STATUS: dict[type[ApplianceError], HttpError] = {
     errors.Unauthenticated: HttpError(401, "authentication_error", "invalid_api_key"),
     errors.PermissionDenied: HttpError(403, PERMISSION),
     errors.HostNotAllowed: HttpError(403, PERMISSION),
+    errors.EnrolmentRefused: HttpError(403, PERMISSION),
     errors.QueueFull: HttpError(429, LIMIT),
     errors.DeadlineExceeded: HttpError(504, SERVER),
     errors.Draining: HttpError(503, SERVER),

@@ -8,12 +8,12 @@ What it never does: import grpc or rich before a verb needs them.
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
 
 from appliance.cli import exits
+from appliance.cli.lazy import lazy
 from appliance.errors import ApplianceError
 
 PROGRAM = "appliance"
@@ -29,36 +29,15 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "key": ("key", "key", "Make API keys for applications."),
     "config": ("config_check", "config", "Check the configuration."),
     "doctor": ("doctor", "doctor", "Look at this machine, and say what to mend."),
+    "enrol": ("enrol", "enrol", "Enrol this appliance with a hub."),
+    "hub": ("hub", "hub", "Be a hub: publish versions, serve them, know the appliances."),
     "demo": ("demo", "demo", "Start the demo model, ask it a few things, stop."),
     "completion": ("completion", "completion", "Print the shell's completion script."),
     "engine-facts": ("engine_facts", "engine_facts", ""),
 }
 
 
-class LazyGroup(click.Group):
-    """A group that imports a verb's room when the verb is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """List the verbs in the order of the table."""
-        return [verb for verb, (_, _, meaning) in VERBS.items() if meaning]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load one verb."""
-        if cmd_name not in VERBS:
-            return super().get_command(ctx, cmd_name)
-        room, attribute, _ = VERBS[cmd_name]
-        command = getattr(importlib.import_module(f"appliance.cli.{room}"), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
-        """List the verbs from the table, without importing their rooms."""
-        rows = [(verb, meaning) for verb, (_, _, meaning) in VERBS.items() if meaning]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=lazy(VERBS), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="appliance", prog_name=PROGRAM)
 def cli() -> None:
     """Serve GGUF language models on this machine, and talk to them."""

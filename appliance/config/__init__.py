@@ -4,6 +4,8 @@ from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
 from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
+from appliance.config.hub import Hub
+from appliance.config.link import Link
 from appliance.config.load import (
     effective,
     is_loopback,
@@ -37,7 +39,9 @@ __all__ = [
     "Downloads",
     "Engine",
     "Grpc",
+    "Hub",
     "Limits",
+    "Link",
     "Model",
     "Rest",
     "Scheduling",

@@ -165,7 +165,7 @@ def _unknown(word: str, section: str) -> str:
     )
     everywhere = tables | {
         field: f"{name}.{field}"
-        for name, struct in SECTIONS.items()
+        for name, struct in reversed(SECTIONS.items())  # the first table that has it counts
         for field in struct.__struct_fields__
     }
     for candidates in (here, everywhere):
@@ -218,6 +218,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _site_contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    if config.link.retry_s_min > config.link.retry_s_max:
+        yield "link.retry_s_min", f"is above link.retry_s_max ({config.link.retry_s_max})"
     if config.downloads.backoff_ms > config.downloads.backoff_ms_max:
         limit = config.downloads.backoff_ms_max
         yield "downloads.backoff_ms", f"is above downloads.backoff_ms_max ({limit:g})"

@@ -19,6 +19,8 @@ from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
 from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
+from appliance.config.hub import Hub
+from appliance.config.link import Link
 from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
 
@@ -453,6 +455,8 @@ class Config(Section):
     downloads: Downloads = Downloads()
     bandwidth: Annotated[tuple[Bandwidth, ...], Meta(max_length=64)] = ()
     access: Access = Access()
+    link: Link = Link()
+    hub: Hub = Hub()
     clients: Annotated[tuple[Client, ...], Meta(max_length=1024)] = ()
     models: Annotated[tuple[Model, ...], Meta(max_length=64)] = ()
 
@@ -468,6 +472,8 @@ SECTIONS: dict[str, type[Section]] = {
     "downloads": Downloads,
     "bandwidth": Bandwidth,
     "access": Access,
+    "link": Link,
+    "hub": Hub,
     "clients": Client,
     "models": Model,
     "models.adapters": Adapter,

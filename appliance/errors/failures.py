@@ -46,6 +46,17 @@ class HostNotAllowed(AccessError):
         super().__init__(header=header, value=value)
 
 
+class EnrolmentRefused(AccessError):
+    """The hub does not take this appliance in, or no longer knows it."""
+
+    code = "ENROLMENT_REFUSED"
+    sentence = "the hub refuses: {reason}"
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(reason=reason)
+        self.reason = reason
+
+
 # --- not now ------------------------------------------------------------------------------------
 
 

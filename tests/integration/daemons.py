@@ -50,18 +50,11 @@ def program(
     )
 
 
-class RunningDaemon:
-    """`appliance serve` in a process; its log is read as it comes. A context manager."""
+class RunningProgram:
+    """Our program in a process; its log is read as it comes. A context manager."""
 
-    def __init__(self, place: Path, *options: object, **env: str) -> None:
-        """Start it with its directories in `place`; REST is at any free port."""
-        self.runtime_dir = place / "run"
-        self.address = f"unix:{self.runtime_dir / 'grpc.sock'}"
-        arguments = command(
-            "serve",
-            *("--state-dir", place / "state", "--runtime-dir", self.runtime_dir),
-            *("--rest", "127.0.0.1:0", *options),
-        )
+    def __init__(self, arguments: list[str], **env: str) -> None:
+        """Start it."""
         self.process = subprocess.Popen(
             arguments,
             stdout=subprocess.DEVNULL,
@@ -91,11 +84,6 @@ class RunningDaemon:
         assert self.process.stderr is not None
         self.process.stderr.close()
 
-    def ready(self) -> Self:
-        """Wait until every model answers."""
-        self.logged("ready")
-        return self
-
     def logged(self, event: str) -> Line:
         """Wait for a log line of this event and return the first."""
         return self.waited(lambda lines: [line for line in lines if line["event"] == event])[0]
@@ -110,18 +98,6 @@ class RunningDaemon:
                 assert self._reader.is_alive() or wanted(self._lines), self._lines
                 self._came.wait(min(left_s, 1.0))
         return found
-
-    @property
-    def rest_address(self) -> str:
-        """Name the HOST:PORT of REST."""
-        lines = self.waited(
-            lambda lines: [line for line in lines if line.get("plane") == "metrics"]
-        )
-        return str(lines[0]["address"])
-
-    def children(self) -> list[psutil.Process]:
-        """List its worker and text processes."""
-        return psutil.Process(self.process.pid).children(recursive=True)
 
     def wait(self) -> int:
         """Wait for its end and return the exit code."""
@@ -139,3 +115,35 @@ class RunningDaemon:
                 self._came.notify_all()
         with self._came:
             self._came.notify_all()
+
+
+class RunningDaemon(RunningProgram):
+    """`appliance serve` in a process."""
+
+    def __init__(self, place: Path, *options: object, **env: str) -> None:
+        """Start it with its directories in `place`; REST is at any free port."""
+        self.runtime_dir = place / "run"
+        self.address = f"unix:{self.runtime_dir / 'grpc.sock'}"
+        arguments = command(
+            "serve",
+            *("--state-dir", place / "state", "--runtime-dir", self.runtime_dir),
+            *("--rest", "127.0.0.1:0", *options),
+        )
+        super().__init__(arguments, **env)
+
+    def ready(self) -> Self:
+        """Wait until every model answers."""
+        self.logged("ready")
+        return self
+
+    @property
+    def rest_address(self) -> str:
+        """Name the HOST:PORT of REST."""
+        lines = self.waited(
+            lambda lines: [line for line in lines if line.get("plane") == "metrics"]
+        )
+        return str(lines[0]["address"])
+
+    def children(self) -> list[psutil.Process]:
+        """List its worker and text processes."""
+        return psutil.Process(self.process.pid).children(recursive=True)

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-PROTO = ROOT / "appliance" / "api" / "proto"
+PACKAGES = {
+    "appliance.api.proto": ROOT / "appliance" / "api" / "proto",
+    "appliance.fleet_proto": ROOT / "appliance" / "fleet_proto",
+}
 GENERATE_TIMEOUT_S = 60.0
 
 
@@ -19,6 +22,7 @@ def test_the_generated_code_is_up_to_date(tmp_path: Path) -> None:
         tmp_path,
     ]
     subprocess.run(command, check=True, timeout=GENERATE_TIMEOUT_S)
-    fresh = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    committed = {path.name: path.read_text() for path in PROTO.glob("*_pb2*.py*")}
-    assert committed == fresh
+    for package, place in PACKAGES.items():
+        fresh = {path.name: path.read_text() for path in (tmp_path / package).iterdir()}
+        committed = {path.name: path.read_text() for path in place.glob("*_pb2*.py*")}
+        assert committed == fresh

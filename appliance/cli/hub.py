@@ -1,0 +1,25 @@
+"""Be a hub: the verbs of `appliance hub`, each in a room of its own.
+
+What this room does: the table of the hub's verbs.
+What it knows: where each lives. Those that hold offline keys and the one that listens never meet in
+one process.
+What it never does: import a room before its verb is used.
+"""
+
+from __future__ import annotations
+
+import click
+
+from appliance.cli.lazy import lazy
+
+# verb → (room, attribute, what it does)
+VERBS: dict[str, tuple[str, str, str]] = {
+    "serve": ("hub_serve", "serve", "Serve the repository and the appliances."),
+    "token": ("hub_devices", "token", "Make a one-time token for an appliance."),
+    "device": ("hub_devices", "device", "List, revoke, restore and move appliances."),
+}
+
+
+@click.group(cls=lazy(VERBS))
+def hub() -> None:
+    """Be a hub: publish versions, serve them, know the appliances."""
