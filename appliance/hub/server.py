@@ -16,6 +16,7 @@ What it never does: list a directory, sign anything, or import `hub.publish`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from pathlib import Path
@@ -93,6 +94,7 @@ class HubServer:
         )
         self._runner = web.AppRunner(app, handler_cancellation=True)
         self._listener: asyncio.Server | None = None
+        self._open = _Open()
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:
@@ -110,7 +112,7 @@ class HubServer:
                 ssl=self._tls,
                 backlog=BACKLOG,
                 ssl_handshake_timeout=self._settings.head_timeout_s,
-                ssl_shutdown_timeout=LINGERING_S,
+                ssl_shutdown_timeout=self._settings.write_timeout_s,
             )
         except OSError as error:
             await self._runner.cleanup()
@@ -128,6 +130,9 @@ class HubServer:
         assert server is not None
         server.pre_shutdown()
         await server.shutdown(grace_s)
+        with contextlib.suppress(TimeoutError):  # what is written may not have left yet
+            async with asyncio.timeout(grace_s):
+                await self._open.quiet.wait()
         await self._runner.cleanup()
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -172,6 +177,7 @@ class HubServer:
         return _Connection(
             server,
             self._admission,
+            self._open,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=self._settings.head_timeout_s,
             lingering_time=LINGERING_S,
@@ -189,19 +195,47 @@ def peer_uris(transport: asyncio.BaseTransport | None) -> tuple[str, ...]:
     return tuple(value for kind, value in (shown or {}).get("subjectAltName", ()) if kind == "URI")
 
 
+class _Open:
+    """The connections whose last byte has not left. `quiet`: there are none."""
+
+    def __init__(self) -> None:
+        self._held: set[asyncio.BaseProtocol] = set()
+        self.quiet = asyncio.Event()
+        self.quiet.set()
+
+    def add(self, connection: asyncio.BaseProtocol) -> None:
+        """Hold one."""
+        self._held.add(connection)
+        self.quiet.clear()
+
+    def discard(self, connection: asyncio.BaseProtocol) -> None:
+        """Hold it no more."""
+        self._held.discard(connection)
+        if not self._held:
+            self.quiet.set()
+
+
 class _Connection(web.RequestHandler):
     """aiohttp's own, counted for its device, with refusals of ours below the routes."""
 
-    __slots__ = ("_admission", "_device")
+    __slots__ = ("_admission", "_device", "_open")
 
-    def __init__(self, server: web.Server, admission: Admission, **settings: Any) -> None:  # noqa: ANN401 - aiohttp's own
+    def __init__(
+        self,
+        server: web.Server,
+        admission: Admission,
+        open_: _Open,
+        **settings: Any,  # noqa: ANN401 - aiohttp's own
+    ) -> None:
         super().__init__(server, **settings)
         self._admission = admission
+        self._open = open_
         self._device = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it; a device that has too many is cut off, for it can't have meant that."""
         super().connection_made(transport)
+        self._open.add(self)
         try:
             self._device = self._admission.connected(peer_uris(transport))
         except QueueFull as refusal:
@@ -210,6 +244,7 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count it no more."""
+        self._open.discard(self)
         self._admission.gone(self._device)
         super().connection_lost(exc)
 
