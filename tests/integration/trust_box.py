@@ -53,9 +53,9 @@ def labels(trusted: Trusted) -> list[str]:
 
 
 @contextlib.contextmanager
-def boxed(directory: Path) -> Iterator[Box]:
+def boxed(directory: Path, threshold: int = 1) -> Iterator[Box]:
     """Set up one publisher with one model, at version 2, which the shops should run."""
-    repository = Repository({"acme": ["demo"], "rival": ["other"]})
+    repository = Repository({"acme": ["demo"], "rival": ["other"]}, threshold)
     digest = repository.release("acme", a_release("demo", "2", 2))
     repository.assign("shops", 1, ("demo", "2", digest))
     with serving(repository.files) as hub:

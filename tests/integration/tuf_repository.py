@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
@@ -31,7 +31,8 @@ from appliance.contract.standing import Standing
 TOP = ("root", "targets", "snapshot", "timestamp")
 ISSUED_UTC_MS = 1_700_000_000_000
 DIGEST = sha256(b"weights").hexdigest()
-Files = dict[str, bytes]
+Files: TypeAlias = dict[str, bytes]
+State: TypeAlias = tuple[Files, dict[str, Metadata[Any]]]
 
 
 def a_release(model: str, version: str, sequence: int = 1, **changes: object) -> Release:
@@ -162,9 +163,21 @@ class Repository:
         assert isinstance(snapshot, Snapshot)
         return snapshot
 
-    def state(self) -> Files:
-        """Copy what lies published now."""
-        return copy.copy(self.files)
+    def state(self) -> State:
+        """Copy what lies published now, and what it was made from."""
+        return copy.copy(self.files), copy.deepcopy(self.roles)
+
+    def restore(self, state: State) -> None:
+        """Publish that state again, as a hub does that has its keys back: in newer versions."""
+        online = ("snapshot", "timestamp")
+        thiefs = {role: self.roles[role].signed.version for role in online}
+        files, roles = state
+        self.files.clear()
+        self.files.update(files)
+        self.roles = copy.deepcopy(roles)
+        for role, version in thiefs.items():
+            self.roles[role].signed.version = max(version, self.roles[role].signed.version)
+        self._reseal(["targets"], bump=True)
 
     def save(self, directory: Path) -> Path:
         for path, data in self.files.items():
