@@ -92,6 +92,12 @@ def drip_head(handler: BaseHTTPRequestHandler) -> None:
     trickle(handler, b"x")
 
 
+def silent(handler: BaseHTTPRequestHandler) -> None:
+    """Never answer."""
+    assert isinstance(handler.server, LoopbackHub)
+    handler.server.ended.wait()
+
+
 def trickle(handler: BaseHTTPRequestHandler, byte: bytes) -> None:
     assert isinstance(handler.server, LoopbackHub)
     with contextlib.suppress(OSError):

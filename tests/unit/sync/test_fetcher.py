@@ -19,6 +19,7 @@ from tests.integration.loopback_hub import (
     endless,
     redirect,
     serving,
+    silent,
     status,
 )
 from tests.integration.loopback_tls import Papers, issue, server_context
@@ -78,7 +79,7 @@ def test_what_is_no_whole_answer_in_time_has_a_reason(
 
 
 def test_silence_has_a_reason(hub: LoopbackHub) -> None:
-    hub.answers["metadata/a.json"] = lambda _: hub.ended.wait(5) and None  # type: ignore[func-returns-value] # never answers
+    hub.answers["metadata/a.json"] = silent
     with pytest.raises(HubUnreachable, match=r"nothing for 0\.3 s"):
         read(hub)
 
