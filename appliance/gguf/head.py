@@ -1,6 +1,7 @@
 """Read the head of a GGUF file, before anything that can crash on it does.
 
-What this room does: metadata, the list of tensors, and whether the file is as long as they say.
+What this room does: metadata and where each entry lies, the list of tensors and where each lies,
+and whether the file is as long as they say.
 What it knows: the GGUF format, versions 2 and 3, little-endian (ggml/docs/gguf.md).
 What it never does: read weights, allocate what a file announces before checking it against the
 bounds and the file's size, or raise anything but `GgufFault`.
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from appliance.gguf.tensor_types import BLOCKS
+
 MetadataValue: TypeAlias = int | float | bool | str
 
 _MAGIC = b"GGUF"
@@ -26,6 +29,8 @@ _ARRAY_ITEMS_MAX = 16 * 1024 * 1024
 _DIMENSIONS_MAX = 4
 _ELEMENTS_MAX = 2**62
 _ALIGNMENT = 32
+_ALIGNMENT_MAX = 2**20
+HEAD_BYTES_MAX = 256 * 1024 * 1024
 _SHOWN_CHARS = 64
 _STRING_TYPE = 8
 _ARRAY_TYPE = 9
@@ -42,67 +47,41 @@ _SCALARS = {
     11: "<q",
     12: "<d",
 }
-# ggml type → (elements in a block, bytes of a block); ggml.c: type_traits.
-_BLOCKS = {
-    0: (1, 4),
-    1: (1, 2),
-    2: (32, 18),
-    3: (32, 20),
-    6: (32, 22),
-    7: (32, 24),
-    8: (32, 34),
-    9: (32, 36),
-    10: (256, 84),
-    11: (256, 110),
-    12: (256, 144),
-    13: (256, 176),
-    14: (256, 210),
-    15: (256, 292),
-    16: (256, 66),
-    17: (256, 74),
-    18: (256, 98),
-    19: (256, 50),
-    20: (32, 18),
-    21: (256, 110),
-    22: (256, 82),
-    23: (256, 136),
-    24: (1, 1),
-    25: (1, 2),
-    26: (1, 4),
-    27: (1, 8),
-    28: (1, 8),
-    29: (256, 56),
-    30: (1, 2),
-    34: (256, 54),
-    35: (256, 66),
-    39: (32, 17),
-    40: (64, 36),
-    41: (128, 18),
-    42: (64, 18),
-}
-
 _POOLING_RANK = 4
-_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 
 
 class GgufFault(Exception):
-    """The file is not a whole GGUF; the text is one reason for a person."""
+    """The file is not a whole GGUF; the text is one reason for a person, `field` what it is about.
+
+    `field`: "file", a metadata key, or a tensor's name.
+    """
+
+    def __init__(self, reason: str, *, field: str = "file") -> None:
+        super().__init__(reason)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """One tensor of the list. `shape` has the row length first, as ggml counts."""
+    """One tensor of the list. `shape` has the row length first, as ggml counts.
+
+    `offset` and `length` are bytes; the offset counts from `GgufHead.data_offset`.
+    """
 
     shape: tuple[int, ...]
     kind: int
+    offset: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHead:
     """What a file says of itself. Of arrays only the length is kept.
 
-    `kinds` are GGUF's numbers of the values' types. `data_bytes_missing` is how much shorter the
-    file is than its tensors need, 0 if whole.
+    `kinds` are GGUF's numbers of the values' types. `ranges`: where each entry begins and ends,
+    name and type included, as offsets in the file. `tensors_offset`, `tensors_end`: where the list
+    of tensors is; `data_offset`: where their bytes begin. `data_bytes_missing` is how much shorter
+    the file is than its tensors need, 0 if whole.
     """
 
     version: int
@@ -112,6 +91,11 @@ class GgufHead:
     tensors: dict[str, TensorEntry]
     file_bytes: int
     data_bytes_missing: int
+    ranges: dict[str, tuple[int, int]]
+    tensors_offset: int
+    tensors_end: int
+    data_offset: int
+    alignment: int
 
     @property
     def tensors_count(self) -> int:
@@ -151,17 +135,6 @@ def read_head(path: Path) -> GgufHead:
         raise GgufFault(f"the file can't be read: {error.strerror}") from error
 
 
-def ggml_type(name: str) -> int:
-    """Find ggml's number of a type that a KV cache may have."""
-    return _TYPES[name]
-
-
-def row_bytes(name: str, elements: int) -> int | None:
-    """Compute the size of a row of one of these types; None: it does not hold whole blocks."""
-    block, block_bytes = _BLOCKS[_TYPES[name]]
-    return None if elements % block else elements // block * block_bytes
-
-
 class _Reader:
     """A cursor over the head, which never asks for more than the file holds."""
 
@@ -179,20 +152,28 @@ class _Reader:
         tensors_count = self._count("tensors", _TENSORS_MAX)
         metadata_count = self._count("metadata entries", _METADATA_MAX)
         metadata: dict[str, MetadataValue] = {}
-        kinds, array_lengths = {}, {}
+        kinds: dict[str, int] = {}
+        array_lengths: dict[str, int] = {}
+        ranges: dict[str, tuple[int, int]] = {}
         for _ in range(metadata_count):
+            start = self._file.tell()
             name = self._text()
+            if name in kinds:
+                raise GgufFault(f"it has the metadata '{_shown(name)}' twice", field=name)
             kinds[name] = kind = int(self._unpack("<I"))
             if kind == _ARRAY_TYPE:
-                array_lengths[name] = self._skip_array()
+                array_lengths[name] = self._skip_array(name)
             else:
-                metadata[name] = self._value(kind)
+                metadata[name] = self._value(kind, name)
+            ranges[name] = (start, self._file.tell())
+        tensors_offset = self._file.tell()
         tensors: dict[str, TensorEntry] = {}
         data_bytes = max((self._tensor_end(tensors) for _ in range(tensors_count)), default=0)
         alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
-            raise GgufFault(f"its alignment is {alignment}")
-        start = -(-self._file.tell() // alignment) * alignment
+        if not isinstance(alignment, int) or not 0 < alignment <= _ALIGNMENT_MAX:
+            raise GgufFault(f"its alignment is {alignment}", field="general.alignment")
+        tensors_end = self._file.tell()
+        start = -(-tensors_end // alignment) * alignment
         return GgufHead(
             version=version,
             metadata=metadata,
@@ -201,11 +182,15 @@ class _Reader:
             tensors=tensors,
             file_bytes=self._size,
             data_bytes_missing=max(0, start + data_bytes - self._size),
+            ranges=ranges,
+            tensors_offset=tensors_offset,
+            tensors_end=tensors_end,
+            data_offset=start,
+            alignment=alignment,
         )
 
     def _take(self, size: int) -> bytes:
-        if size > self._size - self._file.tell():
-            raise GgufFault(f"the file is cut off within its header, at {self._size} bytes")
+        self._check_room(size)
         return self._file.read(size)
 
     def _unpack(self, layout: str) -> int:
@@ -224,14 +209,14 @@ class _Reader:
             raise GgufFault(f"it announces a string of {size} bytes")
         return self._take(size).decode("utf-8", errors="replace")
 
-    def _value(self, kind: int) -> MetadataValue:
+    def _value(self, kind: int, name: str) -> MetadataValue:
         if kind == _STRING_TYPE:
             return self._text()
         if kind not in _SCALARS:
-            raise GgufFault(f"it has a metadata value of the unknown type {kind}")
+            raise GgufFault(f"it has a metadata value of the unknown type {kind}", field=name)
         return self._unpack(_SCALARS[kind])
 
-    def _skip_array(self) -> int:
+    def _skip_array(self, name: str) -> int:
         kind = self._unpack("<I")
         count = self._count("items in an array", _ARRAY_ITEMS_MAX)
         if kind in _SCALARS:
@@ -240,30 +225,40 @@ class _Reader:
             for _ in range(count):
                 self._skip(self._unpack("<Q"))
         else:
-            raise GgufFault(f"it has an array of the unknown type {kind}")
+            raise GgufFault(f"it has an array of the unknown type {kind}", field=name)
         return count
 
     def _skip(self, size: int) -> None:
+        self._check_room(size)
+        self._file.seek(size, 1)
+
+    def _check_room(self, size: int) -> None:
         if size > self._size - self._file.tell():
             raise GgufFault(f"the file is cut off within its header, at {self._size} bytes")
-        self._file.seek(size, 1)
+        if self._file.tell() + size > HEAD_BYTES_MAX:
+            raise GgufFault(f"its header is longer than {HEAD_BYTES_MAX} bytes")
 
     def _tensor_end(self, tensors: dict[str, TensorEntry]) -> int:
         """Read one tensor's entry; returns where its bytes end, from the start of the data."""
         name = self._text(_NAME_BYTES_MAX)
         if name in tensors:
-            raise GgufFault(f"it has the tensor '{name[:_SHOWN_CHARS]}' twice")
+            raise GgufFault(f"it has the tensor '{_shown(name)}' twice", field=name)
         dimensions = self._unpack("<I")
         if not 0 < dimensions <= _DIMENSIONS_MAX:
-            raise GgufFault(f"it has a tensor of {dimensions} dimensions")
+            raise GgufFault(f"it has a tensor of {dimensions} dimensions", field=name)
         shape = tuple(self._unpack("<Q") for _ in range(dimensions))
         elements = math.prod(shape)
         kind = self._unpack("<I")
         offset = self._unpack("<Q")
         if not 0 < elements <= _ELEMENTS_MAX or offset > _ELEMENTS_MAX:
-            raise GgufFault("it has a tensor of an impossible size")
-        if kind not in _BLOCKS:
-            raise GgufFault(f"it has a tensor of the unknown type {kind}")
-        tensors[name] = TensorEntry(shape=shape, kind=kind)
-        block, block_bytes = _BLOCKS[kind]
-        return offset + -(-elements // block) * block_bytes
+            raise GgufFault("it has a tensor of an impossible size", field=name)
+        if kind not in BLOCKS:
+            raise GgufFault(f"it has a tensor of the unknown type {kind}", field=name)
+        block, block_bytes = BLOCKS[kind]
+        length = -(-elements // block) * block_bytes
+        tensors[name] = TensorEntry(shape=shape, kind=kind, offset=offset, length=length)
+        return offset + length
+
+
+def _shown(name: str) -> str:
+    return name[:_SHOWN_CHARS]

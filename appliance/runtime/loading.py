@@ -17,7 +17,15 @@ import msgspec
 
 from appliance.domain import MemoryKind, ModelFacts, ModelKind
 from appliance.errors import ModelUnloadable
-from appliance.gguf import GgufFault, GgufHead, ggml_type, read_head, row_bytes
+from appliance.gguf import (
+    GgufFault,
+    GgufHead,
+    ggml_type,
+    head_sizes,
+    kv_cache_bytes,
+    read_head,
+    row_bytes,
+)
 from appliance.runtime.cache_layout import LayoutChoice, settle_layout
 from appliance.runtime.constrain import ConstraintCompiler, tokenizer_of
 from appliance.runtime.contention import open_contention
@@ -295,7 +303,7 @@ def _check_cache_types(head: GgufHead, options: EngineOptions) -> None:
     for key, name, size in zip(
         ("cache_type_k", "cache_type_v"),
         (options.cache_type_k, options.cache_type_v),
-        _head_sizes(head),
+        head_sizes(head),
         strict=True,
     ):
         if row_bytes(name, size) is None:
@@ -362,21 +370,3 @@ def fit_cells(
             f"{available // _MIB} MiB are available"
         )
     return min(wanted, fitting)
-
-
-def kv_cache_bytes(head: GgufHead, type_k: str, type_v: str, cells: int) -> int:
-    """Compute the size of a KV cache from the head's own numbers; an upper bound if per layer."""
-    kv_heads = head.number("attention.head_count_kv", head.number("attention.head_count", 1))
-    size_k, size_v = _head_sizes(head)
-    row = (row_bytes(type_k, size_k) or 0) + (row_bytes(type_v, size_v) or 0)
-    return head.number("block_count") * kv_heads * row * cells
-
-
-def _head_sizes(head: GgufHead) -> tuple[int, int]:
-    """Read how many values of a key and of a value one attention head has."""
-    heads = head.number("attention.head_count", 1)
-    size = head.number("embedding_length") // max(1, heads)
-    return (
-        head.number("attention.key_length", size),
-        head.number("attention.value_length", size),
-    )

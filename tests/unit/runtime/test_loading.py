@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.gguf import GgufFault, read_head
+from appliance.gguf import GgufFault, kv_cache_bytes, read_head
 from appliance.runtime import wire
-from appliance.runtime.loading import fit_cells, kv_cache_bytes
+from appliance.runtime.loading import fit_cells
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
 MIB = 1024 * 1024
