@@ -6,7 +6,7 @@ import hashlib
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from gguf import GGUFValueType
@@ -26,13 +26,13 @@ LARGE = 150_000
 def large_vocabulary() -> Vocabulary:
     """Make a vocabulary of 150k tokens, as many models have."""
     plain = byte_vocabulary()
-    more: dict[str, list[object]] = {
+    more: dict[str, list[Any]] = {
         "tokenizer.ggml.tokens": [f"token-{n}" for n in range(LARGE - plain.size)],
         "tokenizer.ggml.token_type": [1] * (LARGE - plain.size),
         "tokenizer.ggml.scores": [0.0] * (LARGE - plain.size),
     }
     fields = tuple(
-        replace(one, value=[*cast("list[object]", one.value), *more[one.key]])
+        replace(one, value=[*cast("list[str]", one.value), *more[one.key]])
         if one.key in more and one.value_type is GGUFValueType.ARRAY
         else one
         for one in plain.fields
