@@ -207,6 +207,7 @@ class Daemon:
             config.limits,
             metrics,
             scheduling=config.scheduling,
+            hosting=config.hosting,
             workers_planned=workers,
         )
         keyring = Keyring(config.access, config.clients)

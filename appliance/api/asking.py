@@ -33,7 +33,7 @@ from appliance.domain import (
     TextPrompt,
 )
 from appliance.errors import ApplianceError, InvalidRequest, RequestCancelled
-from appliance.runtime.router import Job, Moved, Router, Ticket
+from appliance.runtime.router import Copied, Job, Moved, Router, Ticket
 from appliance.runtime.wire import Prepared
 
 MOVES_MAX = 16  # then it stays where it is
@@ -88,6 +88,8 @@ class Asking:
             account.prepared(prompt_tokens, self._request.output.n, self._priority)
             job = self._job(ready, may_move=attempt < MOVES_MAX and version.label != self._model)
             flight.ticket = ticket = self._router.admit(version, job, again=attempt > 0)
+            copied = Copied(prompt=self._request.prompt, constraint=self._request.constraint)
+            self._router.repeat(version, ticket, copied)
             yield Accepted(
                 request_id=self._request.request_id,
                 version=f"{version.label}:{self._adapter}" if self._adapter else version.label,

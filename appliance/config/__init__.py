@@ -4,6 +4,7 @@ from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
 from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
+from appliance.config.hosting import Hosting
 from appliance.config.hub import Hub
 from appliance.config.link import Link
 from appliance.config.load import (
@@ -39,6 +40,7 @@ __all__ = [
     "Downloads",
     "Engine",
     "Grpc",
+    "Hosting",
     "Hub",
     "Limits",
     "Link",

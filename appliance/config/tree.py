@@ -19,6 +19,7 @@ from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
 from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
+from appliance.config.hosting import Hosting
 from appliance.config.hub import Hub
 from appliance.config.link import Link
 from appliance.config.scheduling import Scheduling
@@ -450,6 +451,7 @@ class Config(Section):
     rest: Rest = Rest()
     engine: Engine = Engine()
     scheduling: Scheduling = Scheduling()
+    hosting: Hosting = Hosting()
     limits: Limits = Limits()
     store: Store = Store()
     downloads: Downloads = Downloads()
@@ -467,6 +469,7 @@ SECTIONS: dict[str, type[Section]] = {
     "rest": Rest,
     "engine": Engine,
     "scheduling": Scheduling,
+    "hosting": Hosting,
     "limits": Limits,
     "store": Store,
     "downloads": Downloads,

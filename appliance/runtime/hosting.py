@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+from appliance.clock import utc_ms
 from appliance.config import Engine, Limits, Model, Scheduling
+from appliance.config import Hosting as HostingSettings
 from appliance.domain import (
     ChatPrompt,
     Digest,
@@ -32,10 +34,12 @@ from appliance.errors import Draining, ModelNotServed, ModelUnloadable
 from appliance.runtime import wire
 from appliance.runtime.devices import cores_available, divide_threads
 from appliance.runtime.loadable import read_options
+from appliance.runtime.measure import Measure
 from appliance.runtime.process import Child
 from appliance.runtime.served import Observer, Served
 from appliance.runtime.spare import Spare
 from appliance.runtime.text_process import TextProcess
+from appliance.runtime.ticket_book import TicketBook
 from appliance.runtime.tickets import Job
 
 
@@ -50,15 +54,17 @@ class Hosting:
         observer: Observer,
         text: TextProcess,
         *,
+        settings: HostingSettings,
         models_planned: int,
-        has_spare: bool,
         clock: Callable[[], float],
-        has_failed: Callable[[ModelVersion], None],
+        on_ready: Callable[[Served], None],
+        on_failed: Callable[[Served], None],
     ) -> None:
         """Take the bounds; nothing is started yet.
 
-        models_planned: among how many models the cores are divided. has_failed: is told of a
-        version that can't be restarted any more, while it still holds its tickets.
+        models_planned: among how many models the cores are divided. on_ready: is told when a worker
+        answers; on_failed: of a version that can't be restarted any more, while it still holds its
+        tickets. Neither may block.
         """
         self._engine = engine
         self._limits = limits
@@ -66,25 +72,28 @@ class Hosting:
         self._observer = observer
         self._text = text
         self._clock = clock
-        self._has_failed = has_failed
+        self._samples_max = settings.window_samples
+        self._on_ready = on_ready
+        self._on_failed = on_failed
         self._threads = divide_threads(engine.threads or cores_available(), max(1, models_planned))
         self._shares: dict[str, int] = {}  # by model: which of those it has
         self._served: dict[Digest, Served] = {}
         self._tasks: dict[Digest, asyncio.Task[None]] = {}
         self._ticket_ids = itertools.count(1)
-        self._spare = Spare(wanted=has_spare, stop_wait_s=engine.stop_wait_s)
+        self._spare = Spare(wanted=settings.spare_worker, stop_wait_s=engine.stop_wait_s)
         self._group: asyncio.TaskGroup | None = None
         self._running = asyncio.Event()
 
     # --- life ---
 
-    async def run(self, closing: asyncio.Event) -> None:
-        """Own every task until `closing` is set, or until cancelled."""
+    async def run(self, closing: asyncio.Event, *others: Coroutine[None, None, None]) -> None:
+        """Own every task, the `others` too, until `closing` is set, or until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 always = (
                     group.create_task(self._text.run()),
                     group.create_task(self._spare.run()),
+                    *(group.create_task(other) for other in others),
                 )
                 self._group = group
                 self._running.set()
@@ -172,7 +181,14 @@ class Hosting:
             self._limits,
             self._observer,
             keeper=self,
-            ticket_ids=self._ticket_ids,
+            book=TicketBook(
+                version.label,
+                self._engine,
+                self._limits,
+                ticket_ids=self._ticket_ids,
+                clock=self._clock,
+                measure=Measure(self._samples_max, utc_ms=utc_ms()),
+            ),
             clock=self._clock,
         )
         self._served[version.digest] = served
@@ -245,12 +261,19 @@ class Hosting:
         return await self._spare.take()
 
     def is_ready(self, version: ModelVersion) -> None:
-        """Refill the spare, once nothing loads."""
-        del version
-        if all(one.state is not VersionState.LOADING for one in self._served.values()):
-            self._spare.refill()
+        """Pass it on, and refill the spare once nothing loads."""
+        served = self._served.get(version.digest)
+        if served is not None:
+            self._on_ready(served)
+        self._refill()
 
     def has_failed(self, version: ModelVersion) -> None:
         """Pass it on, and refill the spare likewise."""
-        self._has_failed(version)
-        self.is_ready(version)
+        served = self._served.get(version.digest)
+        if served is not None:
+            self._on_failed(served)
+        self._refill()
+
+    def _refill(self) -> None:
+        if all(one.state is not VersionState.LOADING for one in self._served.values()):
+            self._spare.refill()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Engine, Limits, Model, Scheduling
+from appliance.config import Hosting as HostingSettings
 from appliance.domain import (
     AdapterState,
     AdapterStatus,
@@ -33,20 +34,25 @@ from appliance.domain import (
     RankPrompt,
     SwitchReport,
     Traffic,
+    Window,
 )
 from appliance.errors import Draining, InvalidRequest, ModelNotServed
 from appliance.runtime import wire
 from appliance.runtime.adapters import AdapterFile
+from appliance.runtime.event_queue import Moved, TicketEvent
 from appliance.runtime.hosting import Hosting
 from appliance.runtime.prompts import check_bytes
 from appliance.runtime.roles import Change, Roles, Row
-from appliance.runtime.served import Observer
+from appliance.runtime.served import Observer, Served
+from appliance.runtime.shadow import Copied, Shadow
 from appliance.runtime.text_process import TextProcess
-from appliance.runtime.tickets import EmbedJob, Job, Moved, Ticket, TicketEvent
+from appliance.runtime.tickets import EmbedJob, Job, Ticket
+from appliance.runtime.yielding import may_return, set_yielding
 
 _SCHEDULING = Scheduling()
+_HOSTING = HostingSettings(spare_worker=False)  # who serves one version, and no other, needs none
 
-__all__ = ["EmbedJob", "Job", "Moved", "Observer", "Router", "Ticket", "TicketEvent"]
+__all__ = ["Copied", "EmbedJob", "Job", "Moved", "Observer", "Router", "Ticket", "TicketEvent"]
 
 
 class Router:
@@ -64,7 +70,7 @@ class Router:
         *,
         scheduling: Scheduling = _SCHEDULING,
         workers_planned: int = 1,
-        has_spare: bool = False,
+        hosting: HostingSettings = _HOSTING,
         clock: Callable[[], float] = monotonic_ms,
     ) -> None:
         """Take the bounds; nothing is started yet."""
@@ -80,11 +86,14 @@ class Router:
             scheduling,
             observer,
             self._text,
+            settings=hosting,
             models_planned=workers_planned,
-            has_spare=has_spare,
             clock=clock,
-            has_failed=self._take_failure,
+            on_ready=self._set_yielding,
+            on_failed=self._take_failure,
         )
+        self._shadow = Shadow(self._hosting, self._text, streams_max=hosting.shadow_streams)
+        self._may_yield = may_return()
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
         self._draining = False
@@ -94,7 +103,7 @@ class Router:
     async def run(self) -> None:
         """Own every task of the runtime until `close`, or until cancelled."""
         try:
-            await self._hosting.run(self._closing)
+            await self._hosting.run(self._closing, self._shadow.run())
         finally:
             self._closed.set()
 
@@ -198,6 +207,10 @@ class Router:
         before = change.before.traffic.candidate
         if before is not None and (before != traffic.candidate or not traffic.percent):
             self._take_back(before)
+        for digest in (change.after.active, traffic.candidate):
+            measured = self._hosting.get(digest) if digest else None
+            if measured is not None:
+                measured.book.measure.restart(utc_ms())
 
     def switch(self, model: str, to: Digest, expecting: Digest | None) -> SwitchReport:
         """Make a loaded version the active one, now; does not block.
@@ -233,13 +246,25 @@ class Router:
         served = self._hosting.get(digest)
         return served.book.move_unanswered() if served is not None else (0, 0)
 
-    def _take_failure(self, version: ModelVersion) -> None:
+    def _take_failure(self, served: Served) -> None:
         """Send on whatever a candidate or standby that has failed did not answer yet."""
-        if self._roles.row(version.model).active not in (None, version.digest):
-            self._take_back(version.digest)
+        if self._roles.row(served.version.model).active not in (None, served.version.digest):
+            served.book.move_unanswered()
+
+    def _set_yielding(self, served: Served) -> None:
+        """Let a worker that no user waits for run only on cores that nobody else wants."""
+        traffic = self._roles.row(served.version.model).traffic
+        yields = served.version.digest == traffic.candidate and not traffic.percent
+        if served.pid and yields != served.yields and self._may_yield:
+            served.yields = set_yielding(served.pid, yields=yields) and yields
 
     def _told(self, change: Change) -> Change:
         row = change.after
+        for served in self._hosting:
+            if served.version.model == change.model:
+                self._set_yielding(served)
+        if change.before.traffic.candidate != row.traffic.candidate:
+            self._shadow.end()
         self._observer.event(
             "roles_changed",
             model=change.model,
@@ -385,6 +410,17 @@ class Router:
         if self._draining and not again:
             raise Draining
         return await self._hosting.served(version).admit_embed(job, again=again).result()
+
+    def repeat(self, version: ModelVersion, ticket: Ticket, copied: Copied) -> None:
+        """Repeat a request on the candidate, if the traffic says so; see `Shadow.offer`."""
+        served, row = self._hosting.get(version.digest), self._roles.row(version.model)
+        if served is not None:
+            self._shadow.offer(served, row, copied, ticket)
+
+    def window(self, digest: Digest) -> Window:
+        """Read what was measured of a version since traffic was directed anew; never blocks."""
+        served = self._hosting.get(digest)
+        return served.book.measure.window() if served is not None else Window()
 
     def _answering(self, version: ModelVersion) -> ModelFacts:
         """Find the facts of a version that may be asked now.

@@ -16,7 +16,6 @@ What it never does: choose between versions, look into a prompt, or touch anothe
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -81,17 +80,18 @@ class Served:
         observer: Observer,
         *,
         keeper: Keeper,
-        ticket_ids: itertools.count[int],
+        book: TicketBook,
         clock: Callable[[], float],
     ) -> None:
-        """Describe what to serve; `run` does it."""
+        """Describe what to serve; `run` does it. `book` is empty, and belongs to it from now on."""
         self.version = version
         self.kind = options.kind
         self.state = VersionState.LOADING
         self.facts: ModelFacts | None = None
         self.has_vocabulary = False  # told by the router, once prompts can be prepared
         self.settled = asyncio.Event()  # READY or FAILED for the first time
-        self.book = TicketBook(version.label, engine, limits, ticket_ids=ticket_ids, clock=clock)
+        self.yields = False  # told by the router: a worker that gets no core is not stalled
+        self.book = book
         self.adapters = Adapters(
             version.label,
             limits.adapters,
@@ -139,6 +139,11 @@ class Served:
         )
 
     @property
+    def pid(self) -> int:
+        """Name the worker; 0 while there is none."""
+        return self._pid
+
+    @property
     def path(self) -> Path:
         """Name the file it is loaded from."""
         return Path(self._options.path)
@@ -170,6 +175,7 @@ class Served:
                 self._pid = 0
                 if self.state is VersionState.READY:
                     self._observer.worker_lost(self.version.label, cause)
+                    self.book.measure.lose_worker()
                 self.book.judge(cause)
                 now_ms = self._clock()
                 losses.append(now_ms)
@@ -249,6 +255,8 @@ class Served:
             self.book.submit_next()
 
     def _stall_limit_ms(self) -> float:
+        if self.yields:
+            return self._engine.load_timeout_s * 1000
         return max(
             self._engine.stall_floor_s * 1000,
             self._engine.stall_factor * self._worst_ms,
@@ -288,6 +296,7 @@ class Served:
         self._gauges = None
         self._loading_ratio = 1.0
         self._is_answering = True
+        self.yields = False  # this worker does not yet
         self._enter(VersionState.READY, "")
         self.adapters.attach(child.send)
         if not self.adapters.is_restoring:

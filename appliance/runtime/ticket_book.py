@@ -29,6 +29,7 @@ from appliance.errors import (
 from appliance.runtime import wire
 from appliance.runtime.admission import Admission
 from appliance.runtime.fairness import RANKS
+from appliance.runtime.measure import Measure
 from appliance.runtime.replay import LOSSES_ALONE_MAX, Judgement, Place, Replay
 from appliance.runtime.tickets import AnyTicket, EmbedJob, EmbedTicket, Job, Ticket
 
@@ -44,8 +45,10 @@ class TicketBook:
         *,
         ticket_ids: itertools.count[int],
         clock: Callable[[], float],
+        measure: Measure,
     ) -> None:
-        """Begin empty, with no worker."""
+        """Begin empty, with no worker. How requests end is told to `measure`."""
+        self.measure = measure
         self.idle = asyncio.Event()  # set while there is no ticket
         self.idle.set()
         self._label = label
@@ -272,6 +275,9 @@ class TicketBook:
     def _forget(self, ticket: AnyTicket, drop: bool) -> None:  # noqa: FBT001 - a callback
         if self._tickets.pop(ticket.id, None) is not None:
             self._adapters -= Counter((_adapter(ticket),))  # which leaves out what is zero
+            sample = ticket.measured()
+            if sample is not None:
+                self.measure.take(sample)
         inside = False
         with contextlib.suppress(KeyError):
             inside = self._replay.record(ticket.id).place is not Place.HELD

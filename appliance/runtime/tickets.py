@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import TypeAlias
 
@@ -25,26 +24,24 @@ from appliance.domain import (
     Priority,
     Progress,
     RequestId,
+    Sample,
     SamplingOptions,
     StopOptions,
     Timings,
     Usage,
     Value,
 )
-from appliance.errors import ApplianceError, ClientTooSlow, RequestCancelled
+from appliance.errors import ApplianceError, ClientTooSlow, Overloaded, RequestCancelled
 from appliance.runtime import wire
-
-TicketEvent: TypeAlias = Progress | Delta | ChoiceEnd | Final
-
-
-class Moved(Exception):
-    """The end of a ticket whose request goes on elsewhere: its reader asks for another one."""
+from appliance.runtime.event_queue import EventQueue, Moved, TicketEvent
+from appliance.runtime.measure import is_looping
 
 
 class Job(Value):
     """A generation, tokenised and checked. deadline_ms is monotonic; None: none.
 
     may_move: until it has answered anything, another version may answer instead (`Moved`).
+    is_shadow: nobody reads the answer; it is measured.
     """
 
     request_id: RequestId
@@ -62,6 +59,7 @@ class Job(Value):
     cache_salt: str = ""
     is_pin: bool = False
     may_move: bool = False
+    is_shadow: bool = False
 
 
 class EmbedJob(Value):
@@ -77,80 +75,6 @@ class EmbedJob(Value):
     deadline_ms: float | None = None
     client: Client | None = None
     may_move: bool = False
-
-
-class EventQueue:
-    """The events one reader has not read yet.
-
-    Neighbouring deltas of one choice become one event, so a slow reader gets fewer, larger ones;
-    the bound counts what came in, not what it was merged into.
-    """
-
-    def __init__(self, events_max: int) -> None:
-        """Bound what may wait."""
-        self._events_max = events_max
-        self._events: deque[TicketEvent] = deque()
-        self._weights: deque[int] = deque()  # how many puts each waiting event stands for
-        self._waiting = 0
-        self._news = asyncio.Event()
-        self._error: ApplianceError | Moved | None = None
-        self._ended = False
-
-    def put(self, event: TicketEvent) -> bool:
-        """Append an event; False: the bound is reached and nothing was appended."""
-        if self._ended:
-            return True
-        last = self._events[-1] if self._events else None
-        if isinstance(event, Progress) and isinstance(last, Progress):
-            self._events[-1] = event
-            return True
-        if self._waiting >= self._events_max:
-            return False
-        self._waiting += 1
-        if isinstance(event, Delta) and isinstance(last, Delta) and last.choice == event.choice:
-            self._events[-1] = Delta(
-                choice=event.choice,
-                text=last.text + event.text,
-                token_ids=last.token_ids + event.token_ids,
-                logprobs=last.logprobs + event.logprobs,
-            )
-            self._weights[-1] += 1
-        else:
-            self._events.append(event)
-            self._weights.append(1)
-        self._news.set()
-        return True
-
-    def end(self, last: Final | ApplianceError | Moved) -> None:
-        """Append the one end; further puts and ends are ignored.
-
-        All but Final overtake what was not read: the reader learns of it at once.
-        """
-        if self._ended:
-            return
-        self._ended = True
-        if isinstance(last, Final):
-            self._events.append(last)
-            self._weights.append(0)
-        else:
-            self._events.clear()
-            self._error = last
-        self._news.set()
-
-    async def get(self) -> TicketEvent:
-        """Wait for the next event.
-
-        Raises:
-            ApplianceError: the ticket ended in it.
-            Moved: it goes on elsewhere.
-        """
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            self._news.clear()
-            await self._news.wait()
-        self._waiting -= self._weights.popleft()
-        return self._events.popleft()
 
 
 @dataclasses.dataclass(slots=True)
@@ -191,8 +115,11 @@ class Ticket:
         self._first_token_ms: float | None = None
         self._cached_tokens = 0
         self._choices = [_Choice() for _ in range(job.n)]
+        self._last_token_ms = now_ms
         self._has_answered = False
-        self._ended = False
+        self._has_text = False
+        self._last: Final | ApplianceError | Moved | None = None
+        self._over = asyncio.Event()
 
     # --- for the reader ---
 
@@ -215,6 +142,39 @@ class Ticket:
     def cancel(self) -> None:
         """End the ticket now; the worker drops it within a step. Idempotent, does not block."""
         self.fail(RequestCancelled())
+
+    # --- for whoever measures ---
+
+    async def over(self) -> tuple[tuple[int, ...], ...] | None:
+        """Wait for the end; return the tokens of each choice, None if it ended in an error."""
+        await self._over.wait()
+        if not isinstance(self._last, Final):
+            return None
+        return tuple(tuple(choice.token_ids) for choice in self._choices)
+
+    def measured(self) -> Sample | None:
+        """Say how it went, once it has ended; None where that says nothing of the version."""
+        last = self._last
+        no_fault = (Moved, RequestCancelled, ClientTooSlow)
+        if last is None or isinstance(last, no_fault) or self.job.is_pin:
+            return None
+        if self.job.is_shadow and isinstance(last, Overloaded):
+            return None  # it made way
+        first_ms, gaps = self._first_token_ms, self.tokens_sent / self.job.n - 1
+        span_ms = self._last_token_ms - (first_ms or 0.0)
+        is_cut = any(choice.finish is FinishReason.LENGTH for choice in self._choices)
+        return Sample(
+            error=last.code if isinstance(last, ApplianceError) else "",
+            first_token_ms=None if first_ms is None else first_ms - self._admitted_ms,
+            token_gap_ms=span_ms / gaps if first_ms is not None and gaps > 0 else None,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.tokens_sent,
+            is_empty=not self._has_text and self.job.stop.max_tokens != 0,
+            is_looping=any(is_looping(choice.token_ids) for choice in self._choices),
+            is_constrained=self.job.constraint is not None,
+            is_unfinished_schema=self.job.constraint is not None and is_cut,
+            is_shadow=self.job.is_shadow,
+        )
 
     # --- for the router ---
 
@@ -286,11 +246,13 @@ class Ticket:
         assert choice.finish is None, "news of a choice that had ended"
         self._has_answered = True
         if news.token_ids:
+            self._last_token_ms = self._clock()
             if self._first_token_ms is None:
-                self._first_token_ms = self._clock()
+                self._first_token_ms = self._last_token_ms
             choice.token_ids.extend(news.token_ids)
             self.tokens_sent += len(news.token_ids)
         if news.token_ids or news.text:
+            self._has_text = self._has_text or not (news.text == "" or news.text.isspace())
             self._put(
                 Delta(
                     choice=news.choice,
@@ -315,7 +277,7 @@ class Ticket:
 
         The worker forgets the ticket. Does not block.
         """
-        if self._ended or self._has_answered or not self.job.may_move:
+        if self._last is not None or self._has_answered or not self.job.may_move:
             return False
         self._end(Moved(), drop=True)
         return True
@@ -325,9 +287,10 @@ class Ticket:
             self._end(ClientTooSlow(limit_events=self._events_max), drop=True)
 
     def _end(self, last: Final | ApplianceError | Moved, *, drop: bool) -> None:
-        if not self._ended:
-            self._ended = True
+        if self._last is None:
+            self._last = last
             self._queue.end(last)
+            self._over.set()
             self._forget(self, drop)
 
     def _final(self, reasons: tuple[FinishReason, ...]) -> Final:
@@ -373,6 +336,7 @@ class EmbedTicket:
         self._label = label
         self._forget = forget
         self._ended = False
+        self._sample: Sample | None = None
         self._result: asyncio.Future[EmbedResult] = asyncio.get_running_loop().create_future()
 
     @property
@@ -414,11 +378,18 @@ class EmbedTicket:
             vectors=frame.vectors,
             prompt_tokens=self.prompt_tokens,
         )
+        self._sample = Sample(prompt_tokens=self.prompt_tokens)
         if self._end(drop=False):
             self._result.set_result(result)
 
+    def measured(self) -> Sample | None:
+        """Say how it went, once it has ended; None where that says nothing of the version."""
+        return self._sample
+
     def fail(self, error: ApplianceError, *, drop: bool = True) -> None:
         """End in an error; idempotent. drop: the worker doesn't know yet."""
+        if not self._ended:
+            self._sample = Sample(error=error.code, prompt_tokens=self.prompt_tokens)
         if self._end(drop=drop):
             self._result.set_exception(error)
 

@@ -15,7 +15,7 @@ from appliance.access.audit import Audit
 from appliance.access.keys import Keyring
 from appliance.api.generate import Service
 from appliance.clock import monotonic_ms, utc_ms
-from appliance.config import Access, Engine, Limits, Model
+from appliance.config import Access, Engine, Hosting, Limits, Model
 from appliance.config import Store as StoreSettings
 from appliance.domain import (
     Accepted,
@@ -36,6 +36,7 @@ from appliance.runtime.router import Router
 from appliance.store import Store
 from tests.integration.bench import DEMO_MODEL, ENGINE, WAIT_S, chat, demo_version
 
+_HOSTING = Hosting(spare_worker=False)
 CLIENT = Client(id="application", kind=ClientKind.API_KEY)
 
 
@@ -138,12 +139,12 @@ async def on_trial(
     *,
     engine: Engine | None = None,
     limits: Limits | None = None,
-    has_spare: bool = False,
+    hosting: Hosting = _HOSTING,
 ) -> AsyncIterator[Trial]:
     """Load both versions until the block is left."""
     engine, limits = engine or ENGINE, limits or Limits()
     metrics = Metrics(version="test", series_max=256)
-    router = Router(engine, limits, metrics, has_spare=has_spare)
+    router = Router(engine, limits, metrics, hosting=hosting)
     store = Store(place / "events.db", (), StoreSettings())
     keyring = Keyring(Access(), ())
     audit = Audit(store, StoreSettings(), utc_ms)

@@ -18,9 +18,10 @@ from appliance.domain import (
     Progress,
     RequestId,
 )
-from appliance.errors import ApplianceError, ClientTooSlow, RequestCancelled
+from appliance.errors import ApplianceError, ClientTooSlow, RequestCancelled, WorkerLost
 from appliance.runtime import wire
-from appliance.runtime.tickets import AnyTicket, EmbedJob, EmbedTicket, Job, Ticket, TicketEvent
+from appliance.runtime.event_queue import Moved, TicketEvent
+from appliance.runtime.tickets import AnyTicket, EmbedJob, EmbedTicket, Job, Ticket
 
 
 class Owner:
@@ -141,5 +142,59 @@ def test_an_embedding_ends_once_and_its_reader_gets_vectors_or_the_error() -> No
         with pytest.raises(ApplianceError):
             await failed.result()
         assert owner.forgotten == [(1, False), (2, False)]
+
+    asyncio.run(run())
+
+
+def test_a_ticket_with_no_answer_yet_moves_if_its_job_allows_it() -> None:
+    async def run() -> None:
+        owner = Owner()
+        stays = owner.ticket()
+        assert not stays.move()
+        job = Job(request_id=RequestId("r"), prompt_ids=(1,), seed=5, may_move=True)
+        for answered in (False, True):
+            ticket = Ticket(
+                9, job, events_max=9, now_ms=0.0, clock=lambda: 0.0, forget=owner.forget
+            )
+            if answered:
+                ticket.advance(_news("a", 7))
+            assert ticket.move() is not answered
+            if not answered:
+                assert not ticket.move()
+                with pytest.raises(Moved):
+                    async for _ in ticket.events():
+                        pass
+                assert await ticket.over() is None
+                assert ticket.measured() is None
+        assert owner.forgotten == [(9, True)]
+
+    asyncio.run(run())
+
+
+def test_a_ticket_that_has_ended_says_how_it_went() -> None:
+    async def run() -> None:
+        owner = Owner()
+        ticket = owner.ticket()
+        assert ticket.measured() is None
+        for _ in range(60):
+            ticket.advance(_news(" ", 7))
+        ticket.advance(_news("", finish=FinishReason.LENGTH))
+        sample = ticket.measured()
+        assert sample is not None
+        assert sample.is_empty
+        assert sample.is_looping
+        assert (sample.error, sample.prompt_tokens, sample.completion_tokens) == ("", 3, 60)
+        assert sample.first_token_ms is not None
+        assert sample.first_token_ms > 0
+        assert sample.token_gap_ms == 10.0
+        assert await ticket.over() == ((7,) * 60,)
+        failed = owner.ticket()
+        failed.fail(WorkerLost(cause="x", tokens_sent=0))
+        sample = failed.measured()
+        assert sample is not None
+        assert sample.error == "WORKER_LOST"
+        cancelled = owner.ticket()
+        cancelled.cancel()
+        assert cancelled.measured() is None
 
     asyncio.run(run())
