@@ -123,7 +123,7 @@ def test_when_the_daemon_is_killed_its_processes_end_within_a_second(
 ) -> None:
     talking = talk(daemon, 8000)
     ends = [os.pidfd_open(child.pid) for child in daemon.children()]
-    assert len(ends) == 2  # the worker and the text process
+    assert len(ends) in (2, 3)  # worker, text process, and the spare worker once it is there
     daemon.process.kill()
     limit_s = time.monotonic() + WORKERS_GONE_S
     for end in ends:  # readable once the process has ended, reaped or not
