@@ -234,6 +234,7 @@ class Fetcher:
 
     async def _connection(self, job: Job) -> None:
         """Ask for one stretch after another until nothing is left to ask for."""
+        room = bytearray(job.staged.layout.chunk_bytes_max)
         cutter: Cutter | None = None
         standing: Standing | None = None
         try:
@@ -245,7 +246,7 @@ class Fetcher:
                 standing = chosen
                 turn = standing.turn if standing.sends_all else contextlib.nullcontext()
                 async with turn:
-                    cutter = cutter or self._claimed(job, standing)
+                    cutter = cutter or self._claimed(job, standing, room)
                     if cutter is None:
                         return
                     await self._ask(job, standing, cutter)
@@ -255,12 +256,12 @@ class Fetcher:
             if cutter:
                 job.plan.give_back(cutter.waits_for)
 
-    def _claimed(self, job: Job, standing: Standing) -> Cutter | None:
+    def _claimed(self, job: Job, standing: Standing, room: bytearray) -> Cutter | None:
         if standing.sends_all:
             numbers = job.plan.claim_all()
         else:
             numbers = job.plan.claim(self._settings.request_bytes, self._settings.connections)
-        return Cutter(job.staged.layout.chunks, numbers) if numbers else None
+        return Cutter(job.staged.layout.chunks, numbers, room) if numbers else None
 
     async def _next(self, job: Job) -> Standing:
         """Choose the source that is asked next, and wait while all of them rest."""

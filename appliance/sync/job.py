@@ -135,7 +135,7 @@ class Job:
                 await in_thread(self._whole.step)
                 await self._record_if_due()
             await self._record_if_due()
-            if self.plan.is_complete:
+            if self._whole.is_whole:
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.record_s):

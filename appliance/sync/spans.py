@@ -28,6 +28,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     is_hashed: bool
 
     @property
+    def chunk_bytes_max(self) -> int:
+        """Name the length of the largest chunk."""
+        return max(chunk.length for chunk in self.chunks)
+
+    @property
     def digest(self) -> bytes:
         """Tell layouts apart: what was recorded of one says nothing of another."""
         cuts = b"".join(chunk.length.to_bytes(8) + chunk.sha256 for chunk in self.chunks)
@@ -103,11 +108,15 @@ class Plan:
 class Cutter:
     """Chunks out of the bytes of one source; what is incomplete survives a broken connection."""
 
-    def __init__(self, chunks: Sequence[Chunk], numbers: Sequence[int]) -> None:
-        """Wait for these chunks, in this order, which is that of the file."""
+    def __init__(self, chunks: Sequence[Chunk], numbers: Sequence[int], room: bytearray) -> None:
+        """Wait for these chunks, in this order, which is that of the file.
+
+        room: where a chunk is put together; as large as the largest, and nobody else's meanwhile.
+        """
         self._chunks = chunks
         self._numbers = list(numbers)
-        self._part = bytearray()
+        self._room = memoryview(room)
+        self._filled = 0
 
     @property
     def waits_for(self) -> list[int]:
@@ -117,7 +126,7 @@ class Cutter:
     @property
     def part_bytes(self) -> int:
         """Say how much of the next chunk is there."""
-        return len(self._part)
+        return self._filled
 
     @property
     def span(self) -> tuple[int, int]:
@@ -125,29 +134,26 @@ class Cutter:
         last = self._chunks[self._numbers[-1]]
         return self._needs_at, last.offset + last.length
 
-    def feed(self, position: int, data: bytes) -> Iterator[tuple[int, bytearray]]:
+    def feed(self, position: int, data: bytes) -> Iterator[tuple[int, memoryview]]:
         """Take bytes that lie at `position`; gives (number, bytes) of each chunk that is whole.
 
-        Bytes before what is needed are passed over; there must be no gap after it.
+        Bytes before what is needed are passed over; there must be no gap after it. What is given
+        holds until the next step.
         """
-        view, at = memoryview(data), 0
-        while at < len(view) and self._numbers:
-            needs = self._needs_at - position
-            if needs >= len(view):
+        view = memoryview(data)
+        while self._numbers:
+            view = view[max(0, self._needs_at - position) :]
+            position = max(position, self._needs_at)
+            if not view:
                 return
-            at = max(at, needs)
             chunk = self._chunks[self._numbers[0]]
-            taken = view[at : at + chunk.length - len(self._part)]
-            self._part += taken
-            at += len(taken)
-            if len(self._part) == chunk.length:
-                whole, self._part = self._part, bytearray()
-                yield self._numbers.pop(0), whole
-
-    def forget_part(self) -> None:
-        """Drop the bytes of the chunk that is not whole: they are not to be mixed with others."""
-        self._part = bytearray()
+            taken = view[: chunk.length - self._filled]
+            self._room[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            if self._filled == chunk.length:
+                self._filled = 0
+                yield self._numbers.pop(0), self._room[: chunk.length]
 
     @property
     def _needs_at(self) -> int:
-        return self._chunks[self._numbers[0]].offset + len(self._part)
+        return self._chunks[self._numbers[0]].offset + self._filled

@@ -28,6 +28,7 @@ from appliance.sync.space import disk, reserve
 from appliance.sync.spans import Layout
 
 _RECORD_BYTES_MAX = CHUNKS_MAX + 1024
+_PIECE_BYTES = 1 << 20  # of a file that is read back
 _PART_MODE, _FINISHED_MODE = 0o600, 0o444
 
 
@@ -88,14 +89,14 @@ class Staged:
         """Read a chunk back and say whether it is right. Raises as `read`."""
         return self.verify(number, self.read(number))
 
-    def verify(self, number: int, data: bytes | bytearray) -> bool:
+    def verify(self, number: int, data: bytes | memoryview) -> bool:
         """Say whether these are the bytes of that chunk, as far as its layout knows."""
         chunk = self.layout.chunks[number]
         if len(data) != chunk.length:
             return False
         return not self.layout.is_hashed or hashlib.sha256(data).digest() == chunk.sha256
 
-    def write(self, number: int, data: bytes | bytearray) -> bool:
+    def write(self, number: int, data: bytes | memoryview) -> bool:
         """Write a chunk if its bytes are right; says whether they were.
 
         Raises:
@@ -135,6 +136,18 @@ class Staged:
         chunk = self.layout.chunks[number]
         with disk(self._part):
             return os.pread(self._descriptor, chunk.length, chunk.offset)
+
+    def pieces(self, number: int, room: bytearray) -> Iterator[memoryview]:
+        """Read a chunk back into `room`, as often as that takes. Raises as `read`."""
+        chunk, view, done = self.layout.chunks[number], memoryview(room), 0
+        while done < chunk.length:
+            with disk(self._part):
+                asked = view[: chunk.length - done]
+                count = os.preadv(self._descriptor, [asked], chunk.offset + done)
+            if not count:
+                return  # cut off by somebody else: the digest will say so
+            yield view[:count]
+            done += count
 
     def record(self, verified: frozenset[int]) -> None:
         """Make these chunks durable, then the record that says so. Blocks for three syncs.
@@ -222,6 +235,7 @@ class WholeHash:
     def __init__(self, staged: Staged) -> None:
         self._staged = staged
         self._hash = hashlib.sha256()
+        self._room = bytearray(_PIECE_BYTES)
         self._next = 0
 
     @property
@@ -241,12 +255,13 @@ class WholeHash:
         return self._next in self._staged.verified
 
     def step(self) -> None:
-        """Take the next chunk in; blocks for one read.
+        """Take the next chunk in; blocks until it is read.
 
         Raises:
             DiskRefused: the disk does not give it.
         """
-        self._hash.update(self._staged.read(self._next))
+        for piece in self._staged.pieces(self._next, self._room):
+            self._hash.update(piece)
         self._next += 1
 
     @property

@@ -169,3 +169,31 @@ async def fetching(
         yield fetcher, store
     finally:
         await fetcher.close()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Look until it is so, for at most some seconds: what is watched is in another process."""
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file that is read-only."""
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    path.chmod(0o444)
+
+
+def asked_chunks(asked: Sequence[Asked], path: str) -> set[int]:
+    """Name the chunks of a file that were asked for."""
+    return {
+        number
+        for one in asked
+        if one.path == path
+        for number in range(one.start // CHUNK, (one.stop - 1) // CHUNK + 1)
+    }

@@ -1,0 +1,1 @@
+"""Measure what versions cost to fetch, to switch and to roll back."""

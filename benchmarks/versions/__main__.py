@@ -1,0 +1,81 @@
+"""Measure what versions cost: `python -m benchmarks.versions`.
+
+What this room does: runs the suites one after another, prints one line for each figure, keeps every
+figure as JSON; exits with 0 only if all hold (with --short: if every suite came to its end).
+What it knows: the order of the suites; that one that breaks costs its own figures only.
+What it never does: measure, or hold a bar.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from benchmarks.bars import Bar, judge
+from benchmarks.harness import machine
+from benchmarks.report import Results, keep
+from benchmarks.versions import download
+from benchmarks.versions.bench import Bench
+
+SUITES: dict[str, Callable[[Bench], None]] = {download.SUITE: download.measure}
+BARS: tuple[Bar, ...] = download.BARS
+_PEERS = "Peers: the tools that people use for it by hand, on the same server."
+
+
+@click.command()
+@click.option("--suite", "suites", multiple=True, type=click.Choice(list(SUITES)))
+@click.option("--short", is_flag=True, help="One round of small files: does everything work?")
+@click.option("--rounds", type=click.IntRange(min=1), help="Of every suite, instead of its own.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results.")
+def main(*, suites: tuple[str, ...], short: bool, rounds: int | None, out: Path | None) -> None:
+    """Measure versions; write versions.json, .md and .svg into the folder of --out.
+
+    A part of the suites, or --short, is kept only if --out is given.
+    """
+    chosen = tuple(suites) or tuple(SUITES)
+    results = run(chosen, short=short, rounds=rounds or 0)
+    for verdict in results.verdicts:
+        click.echo(verdict.line)
+    if out or (chosen == tuple(SUITES) and not short):
+        keep(out or Path("benchmarks/results"), "versions", results)
+    if short:
+        sys.exit(1 if results.lost else 0)
+    sys.exit(0 if all(verdict.holds for verdict in results.verdicts) else 1)
+
+
+def run(suites: tuple[str, ...], *, short: bool, rounds: int = 0) -> Results:
+    """Run the suites one after another; blocks for as long as they take."""
+    lost: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    facts = machine()
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        bench = Bench(scratch=Path(scratch), say=click.echo, short=short, rounds_asked=rounds)
+        for name in suites:
+            began = time.monotonic()
+            try:
+                SUITES[name](bench)
+            except (RuntimeError, OSError, LookupError, subprocess.SubprocessError) as error:
+                lost[name] = " ".join(str(error).split())[-300:]
+                bench.notes.append(f"{name}: came to no end: {error}")
+            seconds[name] = time.monotonic() - began
+    return Results(
+        command=" ".join(["python -m benchmarks.versions", *sys.argv[1:]]),
+        machine=facts,
+        peers=_PEERS,
+        seconds=seconds,
+        commands=bench.commands,
+        notes=bench.notes,
+        lost=lost,
+        verdicts=judge(bench.samples, suites, lost, BARS),
+        samples=bench.samples,
+    )
+
+
+if __name__ == "__main__":
+    main()
