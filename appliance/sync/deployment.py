@@ -27,6 +27,7 @@ import msgspec
 
 from appliance.contract.release import Strategy, Trial
 from appliance.domain import Digest, Traffic, Value
+from appliance.sync.judge import Measures
 from appliance.sync.states import (
     BLAMED,
     ENDS,
@@ -68,7 +69,8 @@ class Deployment(Value):
     previous: who served when it was planned; empty on a first install. step: of the strategy, while
     SHIFTING. entries: into states that the budget counts. is_alone: the active version is stopped
     for it. deadline_utc_ms: counted from its first loading. cause: the event or `Undo` that ended
-    its way forward. undo: set where it was born to leave a committed version.
+    its way forward. undo: set where it was born to leave a committed version. baseline: what was
+    last measured of the previous version.
     """
 
     id: int
@@ -89,6 +91,7 @@ class Deployment(Value):
     created_utc_ms: int = 0
     entered_utc_ms: int = 0
     deadline_utc_ms: int = 0
+    baseline: Measures = Measures()
 
     @property
     def label(self) -> str:
@@ -256,7 +259,8 @@ def decide(deployment: Deployment, happening: Happening, bounds: Bounds) -> Deci
         over = Happening(event=Event.BUDGET_SPENT, utc_ms=happening.utc_ms, reason=spent)
         entered = _entered(deployment, (_back(deployment), 0), over)
     again = target in (Turn.AGAIN, Turn.AGAIN_OR_BACK) and entered.state is deployment.state
-    return Decision(deployment=entered, acts=_acts(entered, again=again))
+    loads_first = again or happening.event is Event.APPROVED
+    return Decision(deployment=entered, acts=_acts(entered, loads_first=loads_first))
 
 
 def _resolved(deployment: Deployment, target: Target, bounds: Bounds) -> tuple[State, int]:
@@ -304,9 +308,13 @@ def _entered(deployment: Deployment, place: tuple[State, int], happening: Happen
     )
 
 
-def _acts(deployment: Deployment, *, again: bool) -> tuple[Act, ...]:
-    """List what entering commands; after a restart nothing is loaded that was."""
+def _acts(deployment: Deployment, *, loads_first: bool) -> tuple[Act, ...]:
+    """List what entering commands, with loading where the candidate may not be loaded yet.
+
+    After a restart nothing is; and an approval may come while it is being loaded after one.
+    """
     acts = ON_ENTERING[deployment.state]
-    needs_loading = again and deployment.state in TRIED and deployment.state is not State.LOADING
+    loaded = {*TRIED, State.COMMITTED} - {State.LOADING}
     approved_first = deployment.is_alone and deployment.state is State.AWAITING_APPROVAL
-    return (Act.LOAD, *acts) if needs_loading and not approved_first else acts
+    needs_loading = loads_first and deployment.state in loaded and not approved_first
+    return (Act.LOAD, *acts) if needs_loading else acts
