@@ -15,6 +15,7 @@ from appliance.config.load import (
     section_text,
     toml_value,
 )
+from appliance.config.refresh import Refresh
 from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
 from appliance.config.tree import (
@@ -45,6 +46,7 @@ __all__ = [
     "Limits",
     "Link",
     "Model",
+    "Refresh",
     "Rest",
     "Scheduling",
     "Section",

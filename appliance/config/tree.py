@@ -22,6 +22,7 @@ from appliance.config.faces import Grpc, Rest
 from appliance.config.hosting import Hosting
 from appliance.config.hub import Hub
 from appliance.config.link import Link
+from appliance.config.refresh import Refresh
 from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
 
@@ -458,6 +459,7 @@ class Config(Section):
     bandwidth: Annotated[tuple[Bandwidth, ...], Meta(max_length=64)] = ()
     access: Access = Access()
     link: Link = Link()
+    refresh: Refresh = Refresh()
     hub: Hub = Hub()
     clients: Annotated[tuple[Client, ...], Meta(max_length=1024)] = ()
     models: Annotated[tuple[Model, ...], Meta(max_length=64)] = ()
@@ -476,6 +478,7 @@ SECTIONS: dict[str, type[Section]] = {
     "bandwidth": Bandwidth,
     "access": Access,
     "link": Link,
+    "refresh": Refresh,
     "hub": Hub,
     "clients": Client,
     "models": Model,

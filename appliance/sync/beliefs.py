@@ -17,7 +17,7 @@ from appliance.contract.assignment import Assignment
 from appliance.contract.standing import Standing
 from appliance.errors import ApplianceError, HubUnreachable
 from appliance.sync.eligibility import digest_of
-from appliance.sync.fetcher import Source
+from appliance.sync.fetcher import MetadataSource
 from appliance.sync.host import Offer
 from appliance.sync.remembered import Remembered
 from appliance.sync.trust import Trust, Trusted
@@ -41,7 +41,7 @@ class Beliefs:
         """`models`: those that are here; `pinned`: digests of releases that must stay readable."""
         self.latest: Trusted | None = None
         self.fault: ApplianceError | None = None
-        self.sources: Sequence[Source] = ()
+        self.sources: Sequence[MetadataSource] = ()
         self._trust = trust
         self._remembered = remembered
         self._cohort = cohort
@@ -65,7 +65,7 @@ class Beliefs:
         self.fault = silent
         raise silent
 
-    async def learn_from(self, source: Source) -> None:
+    async def learn_from(self, source: MetadataSource) -> None:
         """Learn what is new from one source, such as a bundle. Raises as `refresh`."""
         models, pinned = self._models(), self._pinned()
         try:

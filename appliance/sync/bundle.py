@@ -21,7 +21,7 @@ from typing import BinaryIO, Protocol
 from appliance.contract import names
 from appliance.domain.value import Value
 from appliance.errors import DocumentRefused, HubUnreachable, Untrusted
-from appliance.sync.fetcher import DirectorySource, Reader, open_below
+from appliance.sync.fetcher import DirectoryMetadata, Reader, open_below
 from appliance.sync.trust import Trust, Trusted
 
 MEMBERS_MAX = 20_000
@@ -81,7 +81,7 @@ def import_bundle(
     return bundle, trust.refresh(bundle, cohort, models, pinned)
 
 
-class DirectoryBundle(DirectorySource):
+class DirectoryBundle(DirectoryMetadata):
     """A directory with the three folders."""
 
     def blob(self, sha256: str) -> Place | None:

@@ -32,23 +32,12 @@ from typing import NoReturn, Protocol
 import aiohttp
 from yarl import URL
 
-from appliance.domain.value import Value
+from appliance.config import Refresh
 from appliance.errors import ConfigError, HubUnreachable, Untrusted
 
 CONNECTIONS_MAX = 2
 _NONE_THERE = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 _PART = re.compile(r"[A-Za-z0-9%_-][A-Za-z0-9%._-]{0,254}")
-
-
-class Bounds(Value):
-    """How slow a source may be. `deadline_s`: for one opening, all its reads together.
-
-    `stall_s`: without a byte, and before the rate counts; `rate_min_bytes_s`: the mean of a file.
-    """
-
-    deadline_s: float = 300.0
-    stall_s: float = 20.0
-    rate_min_bytes_s: int = 512
 
 
 class Reader(Protocol):
@@ -64,7 +53,7 @@ class Reader(Protocol):
         ...
 
 
-class Source(Protocol):
+class MetadataSource(Protocol):
     """Where metadata and documents are read. `name` is for people: a URL or a path."""
 
     @property
@@ -80,11 +69,11 @@ class Source(Protocol):
 # --- over HTTP -----------------------------------------------------------------------------------
 
 
-class HttpSource:
+class HttpMetadata:
     """A hub or a mirror. Open it from a thread that has no event loop of its own."""
 
     def __init__(
-        self, base_url: str, bounds: Bounds, *, tls: ssl.SSLContext | None, proxy: str = ""
+        self, base_url: str, settings: Refresh, *, tls: ssl.SSLContext | None, proxy: str = ""
     ) -> None:
         """Read below `base_url`; by TLS with the context `tls`, or in the clear where it is None.
 
@@ -95,7 +84,7 @@ class HttpSource:
         if not base_url.startswith(wanted):
             raise ConfigError(key="url", reason=f"{base_url!r} must begin with {wanted}")
         self.name = base_url.rstrip("/") + "/"
-        self._bounds = bounds
+        self._settings = settings
         self._tls = tls
         self._proxy = proxy or None
 
@@ -105,13 +94,13 @@ class HttpSource:
         with asyncio.Runner() as runner:
             session = runner.run(self._session())
             try:
-                yield _HttpReader(self.name, self._bounds, session, runner, self._proxy)
+                yield _HttpReader(self.name, self._settings, session, runner, self._proxy)
             finally:
                 runner.run(session.close())
 
     async def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=self._tls or False)
-        stall_s = self._bounds.stall_s
+        stall_s = self._settings.stall_s
         return aiohttp.ClientSession(
             connector=connector,
             auto_decompress=False,
@@ -125,17 +114,17 @@ class _HttpReader:
     def __init__(
         self,
         name: str,
-        bounds: Bounds,
+        settings: Refresh,
         session: aiohttp.ClientSession,
         runner: asyncio.Runner,
         proxy: str | None,
     ) -> None:
         self._name = name
-        self._bounds = bounds
+        self._settings = settings
         self._session = session
         self._runner = runner
         self._proxy = proxy
-        self._deadline = runner.get_loop().time() + bounds.deadline_s
+        self._deadline = runner.get_loop().time() + settings.deadline_s
 
     def read(self, path: str, bytes_max: int) -> bytes | None:
         return self._runner.run(self._read(path, bytes_max))
@@ -153,9 +142,9 @@ class _HttpReader:
                     self._fail(f"answered {response.status} to {path}")
                 return await self._body(response, path, bytes_max)
         except aiohttp.ServerTimeoutError as error:
-            self._fail(f"sent nothing for {self._bounds.stall_s:g} s at {path}", error)
+            self._fail(f"sent nothing for {self._settings.stall_s:g} s at {path}", error)
         except TimeoutError as error:
-            self._fail(f"was not done within {self._bounds.deadline_s:g} s at {path}", error)
+            self._fail(f"was not done within {self._settings.deadline_s:g} s at {path}", error)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._fail(f"{error or type(error).__name__} at {path}", error)
 
@@ -167,9 +156,9 @@ class _HttpReader:
             data += chunk
             _check_length(path, len(data), bytes_max)
             took_s = time() - began
-            least = self._bounds.rate_min_bytes_s * took_s
-            if took_s > self._bounds.stall_s and len(data) < least:
-                self._fail(f"sends less than {self._bounds.rate_min_bytes_s} bytes/s at {path}")
+            least = self._settings.bytes_per_s_min * took_s
+            if took_s > self._settings.stall_s and len(data) < least:
+                self._fail(f"sends less than {self._settings.bytes_per_s_min} bytes/s at {path}")
         return bytes(data)
 
     def _fail(self, reason: str, cause: BaseException | None = None) -> NoReturn:
@@ -196,7 +185,7 @@ def tls_context(ca: Path, certificate: Path | None, key: Path | None) -> ssl.SSL
 # --- from a directory ----------------------------------------------------------------------------
 
 
-class DirectorySource:
+class DirectoryMetadata:
     """A directory with the hub's three folders, on a stick or anywhere."""
 
     def __init__(self, directory: Path) -> None:

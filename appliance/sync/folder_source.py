@@ -40,7 +40,7 @@ class FolderSource:
         """
         descriptor = await asyncio.to_thread(self._opened, blob)
         try:
-            yield Body(start=start, pieces=_pieces(descriptor, start, stop))
+            yield Body(start=start, pieces=pieces_of(descriptor, start, stop))
         finally:
             os.close(descriptor)
 
@@ -57,7 +57,8 @@ class FolderSource:
         return descriptor
 
 
-async def _pieces(descriptor: int, start: int, stop: int) -> AsyncIterator[bytes]:
+async def pieces_of(descriptor: int, start: int, stop: int) -> AsyncIterator[bytes]:
+    """Read an open file from byte `start` up to before `stop`; raises SourceFailed."""
     while start < stop:
         try:
             piece = await asyncio.to_thread(

@@ -30,7 +30,7 @@ from appliance.domain.value import Value
 from appliance.errors import HubUnreachable, SyncError, Untrusted
 from appliance.sync.agreement import Agreement, agree
 from appliance.sync.clock_rules import TrustedNow, believable_utc_ms, expired, trusted_now
-from appliance.sync.fetcher import Reader, Source
+from appliance.sync.fetcher import MetadataSource, Reader
 from appliance.sync.generations import Generations, translated_disk
 from appliance.sync.remembered import Remembered
 from appliance.sync.verified import Freshness, Seen, Verified
@@ -77,7 +77,7 @@ class Trust:
 
     def refresh(
         self,
-        source: Source,
+        source: MetadataSource,
         cohort: str,
         models: Collection[str] = (),
         pinned: Collection[str] = (),
@@ -105,7 +105,7 @@ class Trust:
 
     @contextlib.contextmanager
     def learning(
-        self, source: Source, *, held: Callable[[str], bytes | None]
+        self, source: MetadataSource, *, held: Callable[[str], bytes | None]
     ) -> Iterator[Learning]:
         """Refresh from `source` and hold it open for documents. Raises as `refresh` does.
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from appliance.clock import utc_ms
+from appliance.config import Refresh
 from appliance.config import Store as StoreSettings
 from appliance.errors import SyncError, Untrusted
 from appliance.store import Store
-from appliance.sync.fetcher import Bounds, HttpSource, Reader
+from appliance.sync.fetcher import HttpMetadata, Reader
 from appliance.sync.generations import Generations
 from appliance.sync.remembered import MIGRATIONS, Remembered
 from appliance.sync.trust import Trust
@@ -43,7 +44,7 @@ class TwoPlaces:
     def opened(self) -> Iterator[Reader]:
         with contextlib.ExitStack() as stack:
             self._readers = {
-                folder: stack.enter_context(HttpSource(url, Bounds(), tls=None).opened())
+                folder: stack.enter_context(HttpMetadata(url, Refresh(), tls=None).opened())
                 for folder, url in self._places.items()
             }
             yield self

@@ -15,17 +15,17 @@ import pytest
 from tuf.api.metadata import DelegatedRole, MetaFile
 from tuf.ngclient import Updater
 
+from appliance.config import Refresh
 from appliance.contract import names
 from appliance.contract.document import DOCUMENT_BYTES_MAX, SCHEMA, encode
 from appliance.contract.standing import Revoked, Standing
 from appliance.errors import DocumentRefused, HubUnreachable, SyncError, Untrusted
-from appliance.sync.fetcher import Bounds
 from appliance.sync.trust import Trusted
 from tests.integration.loopback_hub import Answer, drip, drip_head, endless
 from tests.integration.trust_box import Box, boxed, labels
 from tests.integration.tuf_repository import Repository, a_release
 
-HASTY = Bounds(deadline_s=2.0, stall_s=0.4, rate_min_bytes_s=10_000)
+HASTY = Refresh(deadline_s=2.0, stall_s=0.4, bytes_per_s_min=10_000)
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def box(tmp_path: Path) -> Iterator[Box]:
         yield made
 
 
-def refused(box: Box, expected: type[SyncError] = Untrusted, bounds: Bounds | None = None) -> str:
+def refused(box: Box, expected: type[SyncError] = Untrusted) -> str:
     """Refresh and be refused; what was known holds."""
     floors, assignment = box.remembered.floors(), box.remembered.assignment("shops")
     with pytest.raises(expected) as caught:
-        box.refresh("demo", bounds=bounds)
+        box.refresh("demo")
     now = box.remembered.floors()
     assert all(now[role] >= floor for role, floor in floors.items())
     assert box.remembered.assignment("shops") == assignment
@@ -208,7 +208,7 @@ def test_endless_data_and_slow_retrieval_of_metadata(box: Box, at: str, answer: 
     box.hub.answers[path] = answer
     before = box.remembered.assignment("shops")
     with pytest.raises(Untrusted if answer is endless else HubUnreachable, match=f"{at}.json"):
-        box.refresh("demo", bounds=HASTY)
+        box.refresh("demo", settings=HASTY)
     assert box.remembered.assignment("shops") == before
     del box.hub.answers[path]
     recovers(box)
@@ -221,7 +221,7 @@ def test_endless_data_and_slow_retrieval_of_a_document(box: Box, answer: Answer)
     box.repository.assign("shops", 2, ("demo", "3", digest))
     path = f"targets/models/demo/3/{digest}.release.json"
     box.hub.answers[path] = answer
-    trusted = box.refresh("demo", bounds=HASTY)
+    trusted = box.refresh("demo", settings=HASTY)
     assert "release.json" in only_refusal(trusted)
     del box.hub.answers[path]
     assert labels(box.refresh("demo")) == ["demo@3"]

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.config import Refresh
+from appliance.contract import names
 from appliance.contract.document import SCHEMA
+from appliance.contract.release import BlobRef
 from appliance.contract.standing import Standing
 from appliance.errors import ClockUntrusted, HubUnreachable, StoreError, Untrusted
 from appliance.sync import host
 from appliance.sync.beliefs import Beliefs
 from appliance.sync.bundle import import_bundle
-from appliance.sync.fetcher import Bounds, HttpSource
+from appliance.sync.bundle_source import BundleSource
+from appliance.sync.fetcher import HttpMetadata
+from appliance.sync.sources import SourceFailed
 from tests.integration.trust_box import WAIT_S, Box, boxed, labels
-from tests.integration.tuf_repository import ISSUED_UTC_MS, a_release
+from tests.integration.tuf_repository import DIGEST, ISSUED_UTC_MS, a_release
 
 DAY_MS = 86_400_000
 
@@ -73,7 +77,7 @@ def test_standings_come_for_models_that_are_not_assigned_any_more(box: Box) -> N
 
 
 def test_a_cohort_without_an_assignment_learns_that_there_is_none(box: Box) -> None:
-    source = HttpSource(box.hub.url, Bounds(), tls=None)
+    source = HttpMetadata(box.hub.url, Refresh(), tls=None)
     assert box.trust.refresh(source, "labs").agreement.assignment is None
 
 
@@ -172,10 +176,11 @@ def test_a_release_dated_beyond_the_life_of_the_root_does_not_move_the_clock(box
 
 @pytest.mark.parametrize("form", ["directory", "tar"])
 def test_a_bundle_goes_through_the_same_checks(box: Box, tmp_path: Path, form: str) -> None:
+    weights = b"weights"
     path = box.repository.save(tmp_path / "stick")
-    blob = path / "blobs/sha256/ab" / ("ab" * 32)
+    blob = path / names.blob_path(DIGEST)
     blob.parent.mkdir(parents=True)
-    blob.write_bytes(b"weights")
+    blob.write_bytes(weights)
     if form == "tar":
         with tarfile.open(tmp_path / "stick.tar", "w") as tar:
             tar.add(path, arcname=".")
@@ -183,11 +188,18 @@ def test_a_bundle_goes_through_the_same_checks(box: Box, tmp_path: Path, form: s
     bundle, trusted = import_bundle(path, box.trust, "shops", (), ())
     assert labels(trusted) == ["demo@2"]
     assert box.hub.asked == []
-    place = bundle.blob("ab" * 32)
-    assert place is not None
-    with Path(place.path).open("rb") as file:
-        assert os.pread(file.fileno(), place.length, place.offset) == b"weights"
-    assert bundle.blob("cd" * 32) is None
+    source = BundleSource(bundle)
+    ref = BlobRef(sha256=DIGEST, length=len(weights))
+    assert asyncio.run(stretch(source, ref, 2, 5)) == weights[2:5]
+    for absent in (BlobRef(sha256="c" * 64, length=7), BlobRef(sha256=DIGEST, length=8)):
+        with pytest.raises(SourceFailed, match="has no file"):
+            asyncio.run(stretch(source, absent, 0, 1))
+
+
+async def stretch(source: BundleSource, blob: BlobRef, start: int, stop: int) -> bytes:
+    async with source.open(blob, start, stop) as body:
+        assert body.start == start
+        return b"".join([piece async for piece in body.pieces])
 
 
 def test_an_old_bundle_after_a_newer_hub_is_refused(box: Box, tmp_path: Path) -> None:
@@ -200,7 +212,7 @@ def test_an_old_bundle_after_a_newer_hub_is_refused(box: Box, tmp_path: Path) ->
 
 
 def test_beliefs_come_from_the_first_source_that_answers(box: Box) -> None:
-    silent = HttpSource("http://127.0.0.1:1/", Bounds(), tls=None)
+    silent = HttpMetadata("http://127.0.0.1:1/", Refresh(), tls=None)
     beliefs = Beliefs(box.trust, box.remembered, "shops", models=set, pinned=set)
     with pytest.raises(HubUnreachable, match="no source"):
         asyncio.run(beliefs.refresh())
@@ -209,7 +221,7 @@ def test_beliefs_come_from_the_first_source_that_answers(box: Box) -> None:
         asyncio.run(beliefs.refresh())
     assert beliefs.fault is not None
     assert beliefs.assignment() is None
-    beliefs.sources = (silent, HttpSource(box.hub.url, Bounds(), tls=None))
+    beliefs.sources = (silent, HttpMetadata(box.hub.url, Refresh(), tls=None))
     asyncio.run(beliefs.refresh())
     assignment, offer = beliefs.assignment(), beliefs.release("demo", "2")
     assert assignment is not None

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.clock import utc_ms
+from appliance.config import Refresh
 from appliance.config import Store as StoreSettings
 from appliance.store import Store
-from appliance.sync.fetcher import Bounds, HttpSource
+from appliance.sync.fetcher import HttpMetadata
 from appliance.sync.remembered import MIGRATIONS, Remembered
 from appliance.sync.trust import Trust, Trusted
 from tests.integration.loopback_hub import LoopbackHub, serving
@@ -40,8 +41,8 @@ class Box:
             built_utc_ms=0,
         )
 
-    def refresh(self, *models: str, bounds: Bounds | None = None) -> Trusted:
-        source = HttpSource(self.hub.url, bounds or Bounds(), tls=None)
+    def refresh(self, *models: str, settings: Refresh | None = None) -> Trusted:
+        source = HttpMetadata(self.hub.url, settings or Refresh(), tls=None)
         return self.trust.refresh(source, "shops", models)
 
     def current(self) -> Path:

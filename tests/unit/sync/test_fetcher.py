@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config import Refresh
 from appliance.errors import ConfigError, HubUnreachable, Untrusted
-from appliance.sync.fetcher import Bounds, DirectorySource, HttpSource, tls_context
+from appliance.sync.fetcher import DirectoryMetadata, HttpMetadata, tls_context
 from tests.integration.loopback_hub import (
     Answer,
     LoopbackHub,
@@ -24,7 +25,7 @@ from tests.integration.loopback_hub import (
 )
 from tests.integration.loopback_tls import Papers, issue, server_context
 
-HASTY = Bounds(deadline_s=1.0, stall_s=0.3, rate_min_bytes_s=10_000)
+HASTY = Refresh(deadline_s=1.0, stall_s=0.3, bytes_per_s_min=10_000)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 def read(hub: LoopbackHub, path: str = "metadata/a.json", bytes_max: int = 5) -> bytes | None:
-    with HttpSource(hub.url, HASTY, tls=None).opened() as reader:
+    with HttpMetadata(hub.url, HASTY, tls=None).opened() as reader:
         return reader.read(path, bytes_max)
 
 
@@ -46,7 +47,7 @@ def test_a_file_comes_whole_and_one_that_is_not_there_is_an_answer(hub: Loopback
 
 
 def test_one_connection_serves_all_reads_of_an_opening(hub: LoopbackHub) -> None:
-    with HttpSource(hub.url, HASTY, tls=None).opened() as reader:
+    with HttpMetadata(hub.url, HASTY, tls=None).opened() as reader:
         assert [reader.read("metadata/a.json", 5) for _ in range(3)] == [b"whole"] * 3
 
 
@@ -86,7 +87,7 @@ def test_silence_has_a_reason(hub: LoopbackHub) -> None:
 
 def test_nobody_there_has_a_reason() -> None:
     with (
-        HttpSource("http://127.0.0.1:1", HASTY, tls=None).opened() as reader,
+        HttpMetadata("http://127.0.0.1:1", HASTY, tls=None).opened() as reader,
         pytest.raises(HubUnreachable, match="Cannot connect"),
     ):
         reader.read("metadata/a.json", 5)
@@ -95,9 +96,9 @@ def test_nobody_there_has_a_reason() -> None:
 def test_the_clear_is_used_only_where_no_tls_is_given(tmp_path: Path) -> None:
     papers = issue(tmp_path, "ca")
     with pytest.raises(ConfigError, match="https"):
-        HttpSource("http://hub", HASTY, tls=tls_context(papers.ca, None, None))
+        HttpMetadata("http://hub", HASTY, tls=tls_context(papers.ca, None, None))
     with pytest.raises(ConfigError, match="http://"):
-        HttpSource("https://hub", HASTY, tls=None)
+        HttpMetadata("https://hub", HASTY, tls=None)
     with pytest.raises(ConfigError, match="nothing"):
         tls_context(tmp_path / "nothing.pem", None, None)
     with pytest.raises(ConfigError):
@@ -112,7 +113,7 @@ def test_both_ends_show_certificates_of_the_hubs_ca(tmp_path: Path) -> None:
             context = tls_context(
                 ca, papers.certificate if papers else None, papers.key if papers else None
             )
-            with HttpSource(hub.url, HASTY, tls=context).opened() as reader:
+            with HttpMetadata(hub.url, HASTY, tls=context).opened() as reader:
                 return reader.read("metadata/a.json", 5)
 
         assert read_with(ours.ca, ours) == b"whole"
@@ -123,7 +124,7 @@ def test_both_ends_show_certificates_of_the_hubs_ca(tmp_path: Path) -> None:
 
 def test_a_proxy_is_asked_where_one_is_configured(hub: LoopbackHub) -> None:
     hub.files["http://hub.example/metadata/a.json"] = b"by proxy"
-    source = HttpSource("http://hub.example", HASTY, tls=None, proxy=hub.url)
+    source = HttpMetadata("http://hub.example", HASTY, tls=None, proxy=hub.url)
     with source.opened() as reader:
         assert reader.read("metadata/a.json", 10) == b"by proxy"
 
@@ -144,7 +145,7 @@ def test_a_directory_gives_files_and_nothing_else(tmp_path: Path) -> None:
     (stick / "metadata" / "folder.json").mkdir()
     (stick / "targets").symlink_to(tmp_path)
     os.mkfifo(stick / "metadata" / "pipe.json")
-    with DirectorySource(stick).opened() as reader:
+    with DirectoryMetadata(stick).opened() as reader:
         assert reader.read("metadata/a.json", 5) == b"whole"
         assert reader.read("metadata/b.json", 5) is None
         for trick in (
@@ -163,6 +164,6 @@ def test_a_directory_gives_files_and_nothing_else(tmp_path: Path) -> None:
         assert reader.read("targets/outside.json", 100) is None
     with (
         pytest.raises(HubUnreachable, match="No such file"),
-        DirectorySource(tmp_path / "gone").opened(),
+        DirectoryMetadata(tmp_path / "gone").opened(),
     ):
         pass
