@@ -2,6 +2,7 @@
 
 from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
+from appliance.config.deployments import Deployments
 from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
 from appliance.config.hosting import Hosting
@@ -38,6 +39,7 @@ __all__ = [
     "Bandwidth",
     "Client",
     "Config",
+    "Deployments",
     "Downloads",
     "Engine",
     "Grpc",

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from appliance.config.adapters import Adapter
 from appliance.config.clients import Access, Client
+from appliance.config.deployments import Deployments
 from appliance.config.downloads import Bandwidth, Downloads
 from appliance.config.faces import Grpc, Rest
 from appliance.config.hosting import Hosting
@@ -455,6 +456,7 @@ class Config(Section):
     hosting: Hosting = Hosting()
     limits: Limits = Limits()
     store: Store = Store()
+    deployments: Deployments = Deployments()
     downloads: Downloads = Downloads()
     bandwidth: Annotated[tuple[Bandwidth, ...], Meta(max_length=64)] = ()
     access: Access = Access()
@@ -474,6 +476,7 @@ SECTIONS: dict[str, type[Section]] = {
     "hosting": Hosting,
     "limits": Limits,
     "store": Store,
+    "deployments": Deployments,
     "downloads": Downloads,
     "bandwidth": Bandwidth,
     "access": Access,

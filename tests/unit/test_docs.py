@@ -120,10 +120,7 @@ def test_every_dependency_is_imported_somewhere() -> None:
         "protobuf": "google.protobuf",
     }
     code = "\n".join(path.read_text() for path in (ROOT / "appliance").rglob("*.py"))
-    ahead_of_use = {"apscheduler"}
     for requirement in project["dependencies"]:
         name = re.split(r"[<>=]", requirement)[0]
-        if name in ahead_of_use:
-            continue
         module = re.escape(modules.get(name, name.replace("-", "_")))
         assert re.search(rf"^\s*(from|import) {module}\b", code, re.MULTILINE), name
