@@ -40,7 +40,7 @@ class Deployments(Section):
     ] = ()
     time_zone: Annotated[
         str,
-        Meta(max_length=64, description="Time zone of the site, such as Europe/Berlin; empty: UTC."),
+        Meta(max_length=64, description="Time zone of the site, as in Europe/Berlin; empty: UTC."),
     ] = ""
     windows: Annotated[
         tuple[str, ...],
@@ -91,9 +91,7 @@ class Deployments(Section):
     ] = 3600.0
     entries_max: Annotated[
         int,
-        Meta(
-            ge=32, le=10_000, description="States one deployment may enter from its loading on."
-        ),
+        Meta(ge=32, le=10_000, description="States one deployment may enter from its loading on."),
     ] = 64
     reboots_max: Annotated[
         int,

@@ -32,7 +32,7 @@ _SECONDS = {"m": 60, "h": 3600}
 
 
 class Calendar:
-    """The windows of a site. Pure but for its triggers, which look at nothing but their argument."""
+    """The windows of a site. Its triggers look at nothing but their argument."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the expressions.
@@ -63,7 +63,9 @@ class Calendar:
 class Schedule:
     """When to look for new versions. `look` is called on the loop, never twice at once."""
 
-    def __init__(self, settings: Settings, zone: ZoneInfo, look: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, settings: Settings, zone: ZoneInfo, look: Callable[[], Awaitable[None]]
+    ) -> None:
         """Read the expressions; nothing runs before `start`.
 
         Raises:
