@@ -19,6 +19,7 @@ from appliance.config.load import (
 from appliance.config.refresh import Refresh
 from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
+from appliance.config.store import Store
 from appliance.config.tree import (
     REPEATED,
     SECTIONS,
@@ -27,7 +28,6 @@ from appliance.config.tree import (
     Limits,
     Model,
     Server,
-    Store,
     describe,
 )
 

@@ -26,6 +26,7 @@ from appliance.config.link import Link
 from appliance.config.refresh import Refresh
 from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
+from appliance.config.store import Store
 
 _DAY_S = 86_400.0
 _GIB = 1024**3
@@ -420,29 +421,6 @@ class Limits(Section):
             ge=16, le=65_536, description="Series kept for one metric; samples beyond are counted."
         ),
     ] = 512
-
-
-class Store(Section):
-    """The local databases. Their failure never stops serving; what is then lost is counted."""
-
-    queue_intents: Annotated[
-        int, Meta(ge=16, le=65_536, description="Writes waiting for one database.")
-    ] = 1024
-    busy_timeout_s: Annotated[
-        float,
-        Meta(gt=0, le=60, description="How long a write waits for a lock held by others, in s."),
-    ] = 5.0
-    reopen_s: Annotated[
-        float,
-        Meta(gt=0, le=3600, description="Least time between attempts to open a database, in s."),
-    ] = 10.0
-    audit_pending: Annotated[
-        int, Meta(ge=16, le=1_000_000, description="Audit records waiting to be written.")
-    ] = 4096
-    audit_records_max: Annotated[
-        int,
-        Meta(ge=1000, le=2**53, description="Audit records kept; the oldest tenth goes first."),
-    ] = 1_000_000
 
 
 class Config(Section):
