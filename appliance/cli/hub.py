@@ -14,6 +14,13 @@ from appliance.cli.lazy import lazy
 
 # verb → (room, attribute, what it does)
 VERBS: dict[str, tuple[str, str, str]] = {
+    "init": ("hub_keys", "init", "Found the repository: its root and its online keys."),
+    "key": ("hub_keys", "key", "Make signing keys, and say who may sign what."),
+    "publish": ("hub_publish", "publish", "Sign a version of a model."),
+    "revoke": ("hub_publish", "revoke", "Withdraw a version for ever."),
+    "assign": ("hub_director", "assign", "Say which version a cohort should run."),
+    "sign": ("hub_director", "sign", "Sign what waits, put out what is complete."),
+    "export": ("hub_director", "export", "Write what a cohort needs onto a stick."),
     "serve": ("hub_serve", "serve", "Serve the repository and the appliances."),
     "token": ("hub_devices", "token", "Make a one-time token for an appliance."),
     "device": ("hub_devices", "device", "List, revoke, restore and move appliances."),

@@ -14,7 +14,8 @@ import click
 
 from appliance import config as configuration
 from appliance import logs
-from appliance.hub import process
+from appliance.hub import online, process
+from appliance.hub.signing import Repository
 
 CONFIG_FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -31,4 +32,7 @@ def serve(path: Path | None, overrides: tuple[str, ...]) -> None:
     changes = dict(configuration.parse_override(text) for text in overrides)
     config = configuration.load(path, changes)
     logs.set_up(config.server.log_level, human=sys.stderr.isatty())
-    process.run(config)
+    state = Path(config.hub.state_dir)
+    keys = Path(config.hub.online_keys_dir or state / online.KEYS_DIRECTORY)
+    repository = Repository(state / process.REPOSITORY_DIRECTORY)
+    process.run(config, online.resigner(repository, keys))

@@ -8,8 +8,10 @@ What it never does: load or make a key, or put out what a reader would refuse.
 
 from __future__ import annotations
 
+from securesystemslib.signer import Signer
+
 from appliance.hub.signing.repository import Due, Repository, Settled
 from appliance.hub.signing.role_keys import RoleKeys
 from appliance.hub.signing.state import Signing, Validity
 
-__all__ = ["Due", "Repository", "RoleKeys", "Settled", "Signing", "Validity"]
+__all__ = ["Due", "Repository", "RoleKeys", "Settled", "Signer", "Signing", "Validity"]

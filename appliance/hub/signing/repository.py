@@ -34,6 +34,7 @@ from appliance.hub.signing.role_keys import (
 )
 from appliance.hub.signing.state import (
     ONLINE,
+    OWNER,
     ROOT,
     SNAPSHOT,
     TARGETS,
@@ -41,10 +42,12 @@ from appliance.hub.signing.state import (
     Signing,
     State,
     Validity,
+    shown,
     with_validity,
 )
 
 PUBLISHERS_MAX = 31  # python-tuf's reader visits 32 delegated roles, and one is the director's
+_UNNUMBERED = (ROOT, TIMESTAMP)  # every root is named; the timestamp has no number
 _OFFLINE_WINDOW = timedelta(days=60)
 
 
@@ -213,6 +216,19 @@ class Repository:
             self._disk.keep_pending(role, metadata.to_bytes())
             return self._newest().signing(role)
 
+    def sign_all(self, signers: Sequence[Signer]) -> tuple[Signing, ...]:
+        """Sign every pending version that any of `signers` may sign; returns these, as they are.
+
+        Raises:
+            PublishRefused: a signer failed.
+        """
+        done = []
+        for signing in self.pending():
+            allowed = self.signers_of(signing.role)
+            if any(signer.public_key.keyid in allowed for signer in signers):
+                done.append(self.sign(signing.role, signers))
+        return tuple(done)
+
     def pending(self) -> tuple[Signing, ...]:
         """Tell how far the signatures of every pending version are."""
         pending = self._disk.pending()
@@ -314,6 +330,22 @@ class Repository:
         """Tell which paths each delegated role may sign, pending changes among them."""
         return {role: tuple(one.paths or ()) for role, one in self._newest().delegated.items()}
 
+    def signers_of(self, role: str) -> dict[str, str]:
+        """Name the keys that may sign a role, by their id, pending changes among them."""
+        return {keyid: shown(key) for keyid, key in self._newest().keys(role).items()}
+
+    def role_keys(self, role: str) -> RoleKeys:
+        """Find who signs a role, pending changes among them.
+
+        Raises:
+            PublishRefused: there is no such role.
+        """
+        state = self._newest()
+        found, delegator = state.role(role), state.delegator(role)
+        keys = (delegator.get_key(keyid) for keyid in found.keyids)
+        named = tuple((str(key.unrecognized_fields.get(OWNER, "")), key) for key in keys)
+        return RoleKeys(keys=named, threshold=found.threshold)
+
     def documents(self, role: str, *, pending: bool = False) -> dict[str, tuple[str, int]]:
         """List a delegated role's documents: path → SHA-256 and length, as readers see them.
 
@@ -329,6 +361,18 @@ class Repository:
         """Read a document; None where the role has none at `path`. Raises PublishRefused."""
         found = self.documents(role, pending=pending).get(path)
         return None if found is None else self._disk.document(path, *found)
+
+    def metadata_places(self) -> tuple[tuple[str, Path], ...]:
+        """Find every metadata file that a reader may ask for now: its name in the repository."""
+        versions = self.versions()
+        names = [f"{n + 1}.{ROOT}.json" for n in range(self._disk.root_version())]
+        names += [f"{n}.{role}.json" for role, n in versions.items() if role not in _UNNUMBERED]
+        names.append(f"{TIMESTAMP}.json")
+        return tuple((f"metadata/{one}", self.directory / "metadata" / one) for one in names)
+
+    def document_place(self, path: str, sha256: str) -> Path:
+        """Find where a document lies, or should lie."""
+        return self._disk.document_place(path, sha256)
 
     def blob_place(self, sha256: str) -> Path:
         """Find where a blob lies, or should lie."""

@@ -1,0 +1,157 @@
+"""Direct the fleet from the hub: assign versions, sign what waits, write bundles.
+
+What this room does: `assign`, `sign` and `export`.
+What it knows: `hub.assigning`, `hub.export`, the online keys.
+What it never does: open an offline key that it was not handed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from appliance.cli import hub_options, show
+from appliance.cli.exits import USAGE, CommandFailed
+from appliance.cli.hub_options import (
+    Places,
+    Ring,
+    json_option,
+    key_options,
+    place_options,
+    read_part,
+)
+from appliance.clock import utc_ms
+from appliance.contract.release import Strategy
+from appliance.errors import PublishRefused
+from appliance.hub import assigning
+from appliance.hub import export as exporting
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("cohort")
+@click.argument("model")
+@click.argument("version", default="")
+@click.option("--strategy", type=_FILE, help="In place of the release's own, TOML or JSON.")
+@click.option("--none", "is_none", is_flag=True, help="Say nothing of MODEL any more.")
+@place_options
+@json_option
+def assign(
+    *,
+    cohort: str,
+    model: str,
+    version: str,
+    strategy: Path | None,
+    is_none: bool,
+    places: Places,
+    as_json: bool,
+) -> None:
+    """Let COHORT run VERSION of MODEL, beside its other models."""
+    if is_none == bool(version):
+        raise CommandFailed("give a VERSION or --none", USAGE)
+    now = utc_ms()
+    online = places.online()
+    if is_none:
+        done, signing = assigning.unassign(places.repository, cohort, model, online, now_utc_ms=now)
+    else:
+        done, signing = assigning.assign(
+            places.repository,
+            cohort,
+            model,
+            version,
+            online,
+            now_utc_ms=now,
+            strategy=read_part(strategy, Strategy) if strategy else None,
+        )
+    settled = places.settle(now)
+    if as_json:
+        hub_options.print_json(
+            {"assignment": done, "signing": signing, "put_out": settled.versions}
+        )
+        return
+    for one in done.models:
+        click.echo(f"{done.cohort}: {one.model}@{one.version}")
+    hub_options.print_put_out(settled.versions)
+    if signing.role not in settled.versions:
+        hub_options.print_waiting(signing)
+
+
+@click.command()
+@click.argument("role", default="")
+@click.option("--cancel", is_flag=True, help="Forget the pending version of ROLE.")
+@key_options
+@place_options
+@json_option
+def sign(
+    role: str,
+    cancel: bool,  # noqa: FBT001 - an option of a command
+    ring: Ring,
+    places: Places,
+    as_json: bool,  # noqa: FBT001 - an option of a command
+) -> None:
+    """Sign what waits for signatures, all of it or ROLE alone; put out what is complete.
+
+    With the hub's online keys at hand it also signs again what would expire. Shows what waits.
+    """
+    now = utc_ms()
+    if cancel:
+        if not role:
+            raise CommandFailed("--cancel needs a ROLE", USAGE)
+        places.repository.cancel(role)
+    else:
+        _add_signatures(places, role, ring)
+    online = places.online()
+    put_out = places.repository.refresh(online, now_utc_ms=now).versions if online else {}
+    pending, due = places.repository.pending(), places.repository.due(now)
+    if as_json:
+        hub_options.print_json({"put_out": put_out, "pending": pending, "due": due})
+        return
+    hub_options.print_put_out(put_out)
+    for one in pending:
+        hub_options.print_waiting(one)
+    for late in due:
+        click.echo(f"{late.role} {late.reason}: sign it again")
+    if not (put_out or pending or due):
+        click.echo("nothing waits, nothing is due")
+
+
+def _add_signatures(places: Places, role: str, ring: Ring) -> None:
+    if role:
+        places.repository.sign(role, ring.signers())
+        return
+    waiting = [one.role for one in places.repository.pending()]
+    if ring.paths and waiting and not places.repository.sign_all(ring.signers()):
+        reason = "none of these keys may sign it"
+        raise PublishRefused(what=", ".join(waiting), reason=reason)
+
+
+@click.command()
+@click.option("--cohort", required=True, help="For the appliances of this cohort.")
+@click.option(
+    "--to",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A directory to make, or a file that ends in .tar.",
+)
+@click.option("--since", type=click.IntRange(0), default=0, help="Leave out what the assignment"
+              " of this sequence brought.")  # fmt: skip
+@place_options
+@json_option
+def export(
+    cohort: str,
+    to: Path,
+    since: int,
+    places: Places,
+    as_json: bool,  # noqa: FBT001 - an option of a command
+) -> None:
+    """Write what a cohort needs onto a stick, for 'appliance import'."""
+    done = exporting.export(places.repository, cohort, to, since=since)
+    if as_json:
+        hub_options.print_json(done)
+        return
+    click.echo(f"{done.path}: {done.files_count} files, {show.size(done.total_bytes)}")
+    if done.left_out_bytes:
+        click.echo(f"left out, the site has it: {show.size(done.left_out_bytes)}")
+    click.echo(f"next time: --since {done.sequence}")
