@@ -10,18 +10,18 @@ What it never does: know what a version is: who calls names the files that stay.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
 
-from appliance.contract import chunk_map
-from appliance.contract.chunk_map import MAP_BYTES_MAX, ChunkMap
+from appliance.contract.chunk_map import MAP_BYTES_MAX, ChunkMap, decode
 from appliance.contract.document import DIGEST
 from appliance.contract.names import blob_path
 from appliance.contract.release import BlobRef
-from appliance.errors import BlobCorrupt, DocumentRefused
+from appliance.errors import BlobCorrupt, DocumentRefused, SyncError
 from appliance.store.files import make_directory, sync_directory
 from appliance.sync.space import disk, free_bytes
 from appliance.sync.spans import Layout
@@ -99,18 +99,28 @@ class BlobStore:
         """
         if wanted.chunk_map is None:
             return None
-        reference = wanted.chunk_map
-        path = self.path_of(reference.sha256)
-        with disk(path), path.open("rb") as file:
-            data = file.read(MAP_BYTES_MAX + 1)
-        if hashlib.sha256(data).hexdigest() != reference.sha256:
-            raise BlobCorrupt(digest=reference.sha256, reason="the chunk map is damaged")
-        found = chunk_map.decode(data)
+        found = self._map_in(wanted.chunk_map)
         for field in ("sha256", "length"):
             if getattr(found, field) != getattr(wanted.blob, field):
                 reason = f"is of another file than {wanted.blob.sha256}"
                 raise DocumentRefused(document="chunk map", field=field, reason=reason)
         return found
+
+    def mapped(self) -> tuple[Wanted, ...]:
+        """Find the files that are here with a map that is here; reads every small file.
+
+        A map says of which file it is, so nobody has to remember. What it says is still checked.
+        """
+        found: list[Wanted] = []
+        for small in self.stored():
+            if small.length > MAP_BYTES_MAX:
+                continue
+            with contextlib.suppress(SyncError):
+                chunk_map = self._map_in(small)
+                blob = BlobRef(sha256=chunk_map.sha256, length=chunk_map.length)
+                if self.has(blob):
+                    found.append(Wanted(blob=blob, chunk_map=small))
+        return tuple(found)
 
     def stage(self, layout: Layout, *, floor_bytes: int) -> Staged:
         """Open an unfinished file. Raises as `Staged`."""
@@ -160,6 +170,14 @@ class BlobStore:
                 path.unlink()
             sync_directory(self._trash)
         return Pruned(digests=tuple(sorted(gone)), freed_bytes=freed)
+
+    def _map_in(self, reference: BlobRef) -> ChunkMap:
+        path = self.path_of(reference.sha256)
+        with disk(path), path.open("rb") as file:
+            data = file.read(MAP_BYTES_MAX + 1)
+        if hashlib.sha256(data).hexdigest() != reference.sha256:
+            raise BlobCorrupt(digest=reference.sha256, reason="the chunk map is damaged")
+        return decode(data)
 
     def _part_of(self, sha256: str) -> Path:
         return self._staging / f"{self.path_of(sha256).name}.part"

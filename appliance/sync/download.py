@@ -36,11 +36,12 @@ from appliance.errors import (
     SyncError,
 )
 from appliance.sync.blobs import BlobStore, Wanted
-from appliance.sync.job import Job, in_thread
+from appliance.sync.job import Job
 from appliance.sync.progress import Account, Progress
 from appliance.sync.seeding import seed
 from appliance.sync.sources import Body, Ranking, Source, SourceFailed, Standing
 from appliance.sync.spans import Cutter, Layout, layout_of
+from appliance.sync.threads import in_thread
 from appliance.sync.throttle import Throttle
 
 
@@ -71,6 +72,16 @@ class Fetcher:
         """Close the sources' connections."""
         for source in self._sources:
             await source.close()
+
+    @contextlib.contextmanager
+    def preferring(self, source: Source) -> Iterator[None]:
+        """Ask another source before all others, while the block runs: a stick that was brought."""
+        standing = self._ranking.put_first(source)
+        self.try_again()
+        try:
+            yield
+        finally:
+            self._ranking.remove(standing)
 
     def try_again(self) -> None:
         """Let a download that waits go on now: something has changed for the better."""
@@ -267,7 +278,7 @@ class Fetcher:
         """Choose the source that is asked next, and wait while all of them rest."""
         while True:
             best = self._ranking.best(job.excluded)
-            if best is None and not self._sources:
+            if best is None and not self._ranking.standings:
                 raise HubUnreachable(source="downloads", reason="no source is known")
             if best is None:
                 digest = job.staged.layout.blob.sha256

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TypeVar
 
 from appliance.config import Downloads
 from appliance.errors import BlobCorrupt, HubUnreachable
@@ -21,12 +20,12 @@ from appliance.sync.progress import Account, Progress
 from appliance.sync.sources import SourceFailed, Standing
 from appliance.sync.spans import Plan
 from appliance.sync.staging import Staged, WholeHash
+from appliance.sync.threads import in_thread
 
 _UNRECORDED_FACTOR = 2  # times record_bytes may wait for the disk
 _WRONG_MAX = 2  # times a source may send wrong bytes of one file
 _GAIN_BYTES = 65_536  # of chunks that are not whole: so much counts as going forward
 _ROUNDS_MAX = 4  # times a whole file may turn out wrong
-T = TypeVar("T")
 
 
 class Job:
@@ -195,19 +194,3 @@ class Job:
             or waited_ms >= self._settings.record_s * 1000
         ):
             await self.record()
-
-
-async def in_thread(call: Callable[..., T], *arguments: object) -> T:
-    """Run what blocks in a thread. If cancelled, the call is still waited for, then it ends.
-
-    A file must not be closed under a thread that writes to it.
-    """
-    future = asyncio.get_running_loop().run_in_executor(None, call, *arguments)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        while not future.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([future])
-        future.exception()  # it is the cancellation that counts
-        raise

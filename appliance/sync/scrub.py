@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from appliance.errors import BlobCorrupt, DiskRefused, SyncError
 from appliance.sync.blobs import BlobStore, Wanted
-from appliance.sync.job import in_thread
 from appliance.sync.space import disk
 from appliance.sync.spans import Layout, layout_of
+from appliance.sync.threads import in_thread
 from appliance.sync.throttle import Throttle
 
 

@@ -90,6 +90,17 @@ class Ranking:
         self._now_ms = now_ms
         self._draw = draw
 
+    def put_first(self, source: Source) -> Standing:
+        """Add a source before all others, until it is removed."""
+        first = min((one.order for one in self.standings), default=0) - 1
+        standing = Standing(source=source, order=first)
+        self.standings.append(standing)
+        return standing
+
+    def remove(self, standing: Standing) -> None:
+        """Ask a source no more; what it is sending still counts."""
+        self.standings = [one for one in self.standings if one is not standing]
+
     def best(self, excluded: set[str]) -> tuple[Standing, float] | None:
         """Choose who is asked next, and in how many milliseconds; None where nobody is left."""
         now_ms = self._now_ms()

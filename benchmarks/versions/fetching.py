@@ -23,7 +23,7 @@ from appliance.config import Downloads
 from appliance.contract.release import BlobRef
 from appliance.sync.blobs import BlobStore, Wanted
 from appliance.sync.download import Fetcher
-from appliance.sync.http_source import HttpSource
+from appliance.sync.http_blobs import HttpBlobs
 from appliance.sync.throttle import Throttle
 from benchmarks.versions.mirror import client_tls
 
@@ -41,7 +41,7 @@ def memory_bytes(field: str) -> int:
 async def _fetch(root: Path, address: str, certificates: Path, wanted: Wanted) -> dict[str, float]:
     settings = Downloads(free_bytes_min=0)
     store = BlobStore(root)
-    source = HttpSource("mirror", address, settings, tls=client_tls(certificates))
+    source = HttpBlobs("mirror", address, settings, tls=client_tls(certificates))
     fetcher = Fetcher(store, [source], settings, Throttle(lambda: None))
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK)  # noqa: ASYNC240 - before the start
     idle, cpu_s, began = memory_bytes("VmRSS"), time.process_time(), time.perf_counter()

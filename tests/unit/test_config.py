@@ -329,3 +329,15 @@ def test_adapters_that_can_not_be_loaded_together_are_refused(
 )
 def test_only_loopback_addresses_with_a_port_are_loopback(address: str, *, expected: bool) -> None:
     assert is_loopback(address) is expected
+
+
+def test_what_downloads_are_told_must_fit_together() -> None:
+    said = refused(downloads__backoff_ms=70_000.0)
+    assert said == "downloads.backoff_ms: is above downloads.backoff_ms_max (60000)"
+    assert "is not known on this machine" in refused(server__time_zone="Mars/Olympus")
+    assert "server.time_zone" in refused(server__time_zone="/etc/passwd")
+
+
+@pytest.mark.parametrize("days", ["", "monday", "mon-", "mon,,tue", "mon tue"])
+def test_days_are_written_one_way(days: str) -> None:
+    assert "bandwidth" in refused(bandwidth=[{"bytes_per_s": 1, "days": days}])

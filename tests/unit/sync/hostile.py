@@ -18,7 +18,7 @@ from appliance.contract.names import blob_path
 from appliance.contract.release import BlobRef
 from appliance.sync.blobs import BlobStore, Wanted
 from appliance.sync.download import Fetcher
-from appliance.sync.http_source import HttpSource
+from appliance.sync.http_blobs import HttpBlobs
 from appliance.sync.sources import Source
 from appliance.sync.throttle import Throttle
 
@@ -161,7 +161,7 @@ async def fetching(
     """Give a fetcher of these sources, and its store."""
     store = BlobStore(root)
     known = [
-        HttpSource(f"server-{number}", one.url, settings) if isinstance(one, Server) else one
+        HttpBlobs(f"server-{number}", one.url, settings) if isinstance(one, Server) else one
         for number, one in enumerate(sources)
     ]
     fetcher = Fetcher(store, known, settings, throttle or Throttle(lambda: None))

@@ -35,7 +35,7 @@ _MOVED = {301, 302, 303, 307, 308}
 _BUSY = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 
-class HttpSource:
+class HttpBlobs:
     """One server that has `blobs/sha256/HH/HEX` below its address."""
 
     def __init__(
