@@ -15,7 +15,7 @@ from appliance.contract.release import BlobRef
 from appliance.errors import BlobCorrupt, DocumentRefused, HubUnreachable
 from appliance.sync.blobs import Wanted
 from appliance.sync.bundle import open_bundle
-from appliance.sync.bundle_blobs import BundleBlobs
+from appliance.sync.bundle_source import BundleSource
 from appliance.sync.progress import Progress
 from tests.unit.sync.hostile import (
     CHUNK,
@@ -90,7 +90,7 @@ def test_a_bundle_on_a_stick_is_a_source_like_any_other(tmp_path: Path) -> None:
     put(tmp_path / "stick", files)
 
     async def run() -> None:
-        source = BundleBlobs(open_bundle(tmp_path / "stick"))
+        source = BundleSource(open_bundle(tmp_path / "stick"))
         async with fetching(tmp_path / "store", source) as (fetcher, store):
             await fetcher.fetch_now([wanted])
             assert store.path_of(wanted.blob.sha256).read_bytes() == DATA
@@ -114,7 +114,7 @@ def test_a_damaged_stick_is_named_and_the_hub_helps(damage: str, tmp_path: Path)
     server = Server(files)
 
     async def run() -> None:
-        source = BundleBlobs(open_bundle(stick))
+        source = BundleSource(open_bundle(stick))
         async with fetching(tmp_path / "store", source) as (fetcher, _):
             with pytest.raises(HubUnreachable, match="stick"):
                 await fetcher.fetch_now([wanted])
@@ -150,7 +150,7 @@ def test_a_map_of_another_file_is_refused(tmp_path: Path) -> None:
     large = Wanted(blob=one.blob, chunk_map=BlobRef(sha256="a" * 64, length=MAP_BYTES_MAX + 1))
 
     async def run() -> None:
-        source = BundleBlobs(open_bundle(tmp_path / "stick"))
+        source = BundleSource(open_bundle(tmp_path / "stick"))
         async with fetching(tmp_path / "store", source) as (fetcher, _):
             with pytest.raises(DocumentRefused, match="another file"):
                 await fetcher.fetch_now([crossed])
@@ -171,7 +171,7 @@ def test_a_map_that_lies_about_its_file_is_found_out(tmp_path: Path) -> None:
     put(tmp_path / "stick", {blob_path(blob.sha256): right} | more)
 
     async def run() -> None:
-        source = BundleBlobs(open_bundle(tmp_path / "stick"))
+        source = BundleSource(open_bundle(tmp_path / "stick"))
         async with fetching(tmp_path / "store", source) as (fetcher, store):
             with pytest.raises(BlobCorrupt, match="its chunk map is of other bytes"):
                 await fetcher.fetch_now([Wanted(blob=blob, chunk_map=lying)])

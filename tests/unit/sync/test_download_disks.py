@@ -21,7 +21,7 @@ from appliance.contract.names import blob_path
 from appliance.errors import DiskFull, DiskRefused, HubUnreachable
 from appliance.sync.blobs import BlobStore, Wanted
 from appliance.sync.bundle import open_bundle
-from appliance.sync.bundle_blobs import BundleBlobs
+from appliance.sync.bundle_source import BundleSource
 from appliance.sync.progress import Progress
 from tests.unit.sync.hostile import (
     CHUNK,
@@ -126,7 +126,7 @@ from pathlib import Path
 import msgspec
 from appliance.sync.blobs import Wanted
 from appliance.sync.bundle import open_bundle
-from appliance.sync.bundle_blobs import BundleBlobs
+from appliance.sync.bundle_source import BundleSource
 from tests.unit.sync.hostile import fetching
 
 disk, stick, wanted = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -147,7 +147,7 @@ def told(progress):
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
 
 async def run():
-    async with fetching(disk, BundleBlobs(open_bundle(stick))) as (fetcher, store):
+    async with fetching(disk, BundleSource(open_bundle(stick))) as (fetcher, store):
         one = msgspec.json.decode(wanted, type=Wanted)
         await fetcher.fetch([one], told=told)
         print(*said, store.has(one.blob))
@@ -179,7 +179,7 @@ def test_a_download_leaves_the_page_cache_to_others(tmp_path: Path) -> None:
     assert _cached_share(active) == 1.0
 
     async def run() -> Path:
-        source = BundleBlobs(open_bundle(tmp_path / "stick"))
+        source = BundleSource(open_bundle(tmp_path / "stick"))
         settings = msgspec.structs.replace(QUICK, record_bytes=1 << 20)
         async with fetching(tmp_path / "store", source, settings=settings) as (fetcher, store):
             await fetcher.fetch_now([wanted])

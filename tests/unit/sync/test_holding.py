@@ -17,7 +17,7 @@ from appliance.contract.release import BlobRef, FileRole, ReleaseFile
 from appliance.errors import DiskFull
 from appliance.sync.blobs import BlobStore, Wanted
 from appliance.sync.bundle import open_bundle
-from appliance.sync.bundle_blobs import BundleBlobs
+from appliance.sync.bundle_source import BundleSource
 from appliance.sync.holding import Holding, in_words
 from appliance.sync.host import Blobs
 from appliance.sync.progress import Progress
@@ -116,7 +116,7 @@ def test_a_tar_that_is_brought_is_asked_before_the_hub(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with server.running(), fetching(tmp_path / "store", server) as (fetcher, store):
-            with fetcher.preferring(BundleBlobs(open_bundle(tmp_path / "bundle.tar"))):
+            with fetcher.preferring(BundleSource(open_bundle(tmp_path / "bundle.tar"))):
                 await fetcher.fetch_now([wanted])
             assert store.path_of(wanted.blob.sha256).read_bytes() == DATA
             assert server.asked == []

@@ -13,7 +13,7 @@ from appliance.contract.names import blob_path
 from appliance.errors import DocumentRefused, HubUnreachable
 from appliance.sync.blobs import BlobStore, Wanted
 from appliance.sync.bundle import open_bundle
-from appliance.sync.bundle_blobs import BundleBlobs
+from appliance.sync.bundle_source import BundleSource
 from appliance.sync.download import Fetcher
 from appliance.sync.scrub import scrub
 from appliance.sync.throttle import Throttle
@@ -37,7 +37,7 @@ def test_a_store_keeps_what_is_named_and_no_more(tmp_path: Path) -> None:
     put(tmp_path / "stick", files | more)
 
     async def run() -> None:
-        source = BundleBlobs(open_bundle(tmp_path / "stick"))
+        source = BundleSource(open_bundle(tmp_path / "stick"))
         async with fetching(tmp_path / "store", source) as (fetcher, store):
             await fetcher.fetch_now([wanted, other])
             assert len(list(store.stored())) == 4
