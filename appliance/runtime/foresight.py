@@ -18,7 +18,9 @@ steps is in it. A choice stops short where its chance is too small or its own li
 
 A choice that the draft model has hardly read (a new one: its prompt) can't be guessed for. It is
 read, a little in each step, once that would pay: if as many tokens as it has drawn so far, drawn
-again with the gain that is promised, would save what the reading takes.
+again with the gain that is promised, would save what the reading takes. A gain that little was seen
+of counts for a tenth of that. What is decided is always whether guessing pays in the long run, so
+what a choice is behind by does not count there.
 """
 
 from __future__ import annotations
@@ -36,14 +38,15 @@ if TYPE_CHECKING:
     from appliance.runtime.jobs import Choice
 
 _RATE_FIRST = 0.8
-_TRUST_FIRST = 4.0  # tokens: what the first rate weighs against what was seen
+_TRUST_FIRST = 8.0  # tokens: what the first rate weighs against what was seen
 _TRUST_ALL = 6.0  # what the rate of all weighs for one choice
 _FORGETTING = 0.97
 _FORGETTING_ALL = 0.99
 _FADING_STEPS = 512.0
 _CHANCE_MIN = 0.1
-_LAG_READY = 2  # tokens that a choice is behind which was guessed for in the step before
-_READ_MIN = 8  # tokens read in a step, however short the time for it
+_LAG = 2  # tokens that a choice is behind which was guessed for in the step before
+_VENTURE = 0.1  # of a promised gain that nothing was seen of
+_EVIDENCE = 30.0  # guesses seen that let half of a promised gain count
 
 
 class Acceptance:
@@ -76,6 +79,11 @@ class Acceptance:
             trust, before = _TRUST_FIRST, _RATE_FIRST
         fading = self._fading(step)
         return (self._hits * fading + trust * before) / (self._tries * fading + trust)
+
+    def weight(self, step: int) -> float:
+        """Say how much was seen of the rate, from 0 to 1."""
+        seen = self._tries * self._fading(step)
+        return seen / (seen + _EVIDENCE)
 
     def _fading(self, step: int) -> float:
         return math.exp((self._step - step) / _FADING_STEPS)
@@ -136,17 +144,21 @@ class Foresight:
         able = [at for at, choice in enumerate(choices) if self._is_able(choice, at, rates, beside)]
         if not able or not self.promise.is_due():
             return nothing
-        lags = {at: self.cache.lag(choices[at]) for at in able}
-        ready = [at for at in able if lags[at] <= self._tokens_max + _LAG_READY]
         needed = max(self.promise.needed(step), beside.gain / self.promise.trust(step))
-        gain, depth = self._deepen(ready, rates, beside, sum(lags[at] for at in ready))
-        is_worth = gain > needed
+        lags = {at: self.cache.lag(choices[at]) for at in able}
+        ready = [at for at in able if lags[at] <= self._tokens_max + _LAG]
+        behind = [at for at in able if lags[at] > self._tokens_max + _LAG]
+        least = needed
         readings: tuple[tuple[Choice, int], ...] = ()
-        if len(ready) < len(able):
-            hoped, _ = self._deepen(able, rates, beside, _LAG_READY * len(able))
-            behind = [at for at in able if at not in ready]
+        if behind:
+            hoped, _ = self._deepen(able, rates, beside)
             if hoped > needed:
-                readings = self._readings(choices, behind, lags, beside, hoped)
+                saving = (1.0 - 1.0 / hoped) * max(_VENTURE, self._all.weight(step))
+                readings = self._readings(choices, behind, lags, beside, saving)
+                # A few of many gain little; but what is seen of them is worth something too.
+                least = max(1.0, beside.gain) / self.promise.trust(step)
+        gain, depth = self._deepen(ready, rates, beside)
+        is_worth = gain > least
         self.promise.make(gain if is_worth else 1.0, is_made=is_worth or bool(readings))
         depths = self._depths(ready, rates, beside, depth if is_worth else 0)
         return Foreseen(depths=depths, readings=readings)
@@ -167,9 +179,10 @@ class Foresight:
         return not rows or beside.tokens[at] < _sum_of_powers(rates[at], rows)
 
     def _deepen(
-        self, group: Sequence[int], rates: Sequence[float], beside: Beside, lag: int
+        self, group: Sequence[int], rates: Sequence[float], beside: Beside
     ) -> tuple[float, int]:
         """Find the depth that promises the most tokens per ms for these choices, and that gain."""
+        lag = _LAG * len(group)
         streams, kv_span = beside.shape.decode, beside.shape.kv_span
         others = [at for at in range(streams) if at not in group]
         tokens = streams + sum(beside.tokens[at] for at in others)
@@ -211,19 +224,24 @@ class Foresight:
         behind: Sequence[int],
         lags: dict[int, int],
         beside: Beside,
-        gain: float,
+        saving: float,
     ) -> tuple[tuple[Choice, int], ...]:
-        """Spend a part of this step on choices that are behind, where that will pay."""
-        draft = self.cache.cost
-        time_ms = beside.stretched_ms - beside.base_ms
-        left = max(_READ_MIN, draft.prefill_room(0, self.cache.cells_used, time_ms))
+        """Spend as much time again as a step takes on choices that are behind, where that pays.
+
+        saving: of the time of a choice's tokens.
+        """
+        draft, cells = self.cache.cost, self.cache.cells_used
+        time_ms = min(beside.base_ms, beside.step_ms_max - beside.base_ms)
+        left = chunk = draft.prefill_room(0, cells, time_ms)
         readings = []
-        for at in behind:
-            choice = choices[at]
+        for at in behind if chunk else ():
+            choice, lag = choices[at], lags[at]
             drawn = min(len(choice.outputs), choice.job.may_draw(choice))
-            saved_ms = drawn * beside.base_ms / beside.shape.decode * (1.0 - 1.0 / gain)
-            if left and saved_ms >= lags[at] * draft.row_ms:
-                readings.append((choice, min(left, lags[at] - 1)))
+            saved_ms = saving * drawn * beside.base_ms / beside.shape.decode
+            size = min(chunk, lag)
+            reading_ms = lag / size * draft.predict_rows_ms(0, size, cells + size)
+            if left and saved_ms >= reading_ms:
+                readings.append((choice, min(left, lag - 1)))
                 left -= readings[-1][1]
         return tuple(readings)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.draft_cache import DraftCache
-from appliance.runtime.draft_model import DraftModel
+from appliance.runtime.draft_model import DraftModel, Told
 from appliance.runtime.jobs import Choice, Plan
 from appliance.runtime.llama import Context, DecodeCode
 
@@ -39,6 +39,8 @@ class BookContext:
         self.batch_tokens = batch
         self.cells_total = cells
         self.refusal_ratio = 0.0
+        self.step_ms: Callable[[int], float] = lambda _rows: TICK_MS
+        self.now_ms = 0.0
         self.sequences: dict[int, list[int]] = {}
         self.batch: list[tuple[int, int, int]] = []  # sequence, position, token
         self.rows: list[int] = []
@@ -71,6 +73,7 @@ class BookContext:
     def decode(self, count: int) -> DecodeCode:
         assert count == len(self.batch) <= self.batch_tokens
         assert self.rows
+        self.now_ms += self.step_ms(count)
         if self.rng.random() < self.refusal_ratio:
             return self.rng.choice([DecodeCode.NO_ROOM, DecodeCode.ABORTED, DecodeCode.INVALID])
         assert self.used + count <= self.cells_total, "no room: the books promised it"
@@ -107,32 +110,35 @@ class BookContext:
 class BookDraft:
     """A draft model that says what choices draw, rightly as often as `rate` says."""
 
-    def __init__(self, rng: random.Random, say: Say, *, context_tokens: int, rate: float) -> None:
-        sequences, cells = rng.choice([1, 3, 16]), rng.choice([20, 60, 2000])
-        batch = rng.choice([8, 40, 512])
-        self.context = BookContext(rng, sequences=sequences, cells=cells, batch=batch)
+    def __init__(
+        self, rng: random.Random, say: Say, context: BookContext, *, context_tokens: int
+    ) -> None:
+        self.context = context
+        self.rate: Callable[[Choice], float] = lambda _choice: 1.0
         self.cost = CostModel()
         for rows in (1, 8, 16) * 3:
             for decode in (0, rows):
                 shape = StepShape(decode=decode, prefill=rows - decode, kv_span=rows)
-                self.cost.observe(shape, TICK_MS)
+                self.cost.observe(shape, context.step_ms(rows))
         self.cost.settle()
         self.cache = DraftCache(
-            self.cost, sequences_max=sequences, cells_total=cells, context_tokens=context_tokens
+            self.cost,
+            sequences_max=context.sequences_max,
+            cells_total=context.cells_total,
+            context_tokens=context_tokens,
         )
-        self.now_ms = 0.0
         self.model = DraftModel(
-            cast("Context", self.context),
+            cast("Context", context),
             self.cache,
             vocabulary_size=VOCABULARY,
-            clock=self._tick,
+            clock=lambda: context.now_ms,
         )
-        self._rng, self._say, self._rate = rng, say, rate
+        self._rng, self._say = rng, say
         self.context.likely = self._likely
 
-    def tell(self, plan: Plan) -> Plan:
-        told = self.model.tell(plan, 1).plan
-        for mine, its in zip(plan.spans, told.spans, strict=True):
+    def tell(self, plan: Plan) -> Told:
+        told = self.model.tell(plan, 1)
+        for mine, its in zip(plan.spans, told.plan.spans, strict=True):
             assert its.choice is mine.choice
             assert len(its.draft) <= len(mine.draft)
             assert mine.by_model or its.draft == mine.draft
@@ -154,13 +160,9 @@ class BookDraft:
             tokens = self.context.sequences[entry.seq_id]
             assert tokens[: entry.agreed] == list(choice.tokens(0, entry.agreed))
 
-    def _tick(self) -> float:
-        self.now_ms += TICK_MS
-        return self.now_ms
-
     def _likely(self, seq_id: int, position: int) -> int:
         (choice,) = [
             choice for choice, entry in self.cache._entries.items() if entry.seq_id == seq_id
         ]
         right = self._say(choice, position)
-        return right if self._rng.random() < self._rate else (right + 1) % VOCABULARY
+        return right if self._rng.random() < self.rate(choice) else (right + 1) % VOCABULARY

@@ -27,7 +27,7 @@ from appliance.runtime.fairness import RANKS
 from appliance.runtime.jobs import Choice, Job, Move, MoveKind, Plan, SchedulerLimits, Span
 from appliance.runtime.scheduler import Scheduler
 from appliance.runtime.speculation import Speculation
-from tests.simulation.book_draft import VOCABULARY, BookDraft
+from tests.simulation.book_draft import VOCABULARY, BookContext, BookDraft
 
 SCHEDULES_PER_CASE = 180
 STEPS_MAX = 20_000
@@ -170,10 +170,16 @@ class World:
         speculation = rng.choice([None, Speculation(drafts, cost)])
         self.draft = None
         if speculation is not None and rng.random() < 0.5:
-            rate = rng.choice([0.0, 0.7, 1.0])
-            tokens = rng.choice([30, 2000])
-            self.draft = BookDraft(rng, self.say, context_tokens=tokens, rate=rate)
-            self.draft.context.refusal_ratio = self.refusal_ratio
+            context = BookContext(
+                rng,
+                sequences=rng.choice([1, 3, 16]),
+                cells=rng.choice([20, 60, 2000]),
+                batch=rng.choice([8, 40, 512]),
+            )
+            context.refusal_ratio = self.refusal_ratio
+            rate, tokens = rng.choice([0.0, 0.7, 1.0]), rng.choice([30, 2000])
+            self.draft = BookDraft(rng, self.say, context, context_tokens=tokens)
+            self.draft.rate = lambda _choice: rate
             speculation = Speculation(drafts, cost, self.draft.cache)
         self.scheduler = Scheduler(limits, cost, speculation)
         self.outputs_max = sequences + (drafts.tokens_max if speculation else 0)
@@ -250,7 +256,7 @@ class World:
             self.check_books()
             return plan
         if self.draft is not None:
-            plan = self.draft.tell(plan)
+            plan = self.draft.tell(plan).plan
             self.foretold += plan.by_model
         self.check_plan(plan)
         if not plan.spans:

@@ -89,3 +89,14 @@ def test_a_smaller_cache_lets_more_cells_fit(model: Path) -> None:
 
     assert fit_cells(head, OPTIONS, room) == 1500
     assert fit_cells(head, small, room) == 1500 * 64 // 34
+
+
+def test_the_draft_model_and_its_cache_are_counted_too(model: Path) -> None:
+    head = read_head(model)
+    room = _fixed_bytes(model) + head.file_bytes + 64 * MIB  # the draft model: the same file
+    room += 2 * kv_cache_bytes(head, "f16", "f16", 1500)
+
+    assert fit_cells(head, OPTIONS, room, head) == 1500
+    assert fit_cells(head, OPTIONS, room) == 4096
+    with pytest.raises(GgufFault, match="MiB are available"):
+        fit_cells(head, OPTIONS, _fixed_bytes(model) + head.file_bytes, head)
