@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --quiet --no-config --python-version 3.11 --genera
 NEEDS_NODE = command -v npm >/dev/null || \
 	{ echo "test-clients needs node and npm: apt-get install nodejs npm" >&2; exit 1; }
 
-.PHONY: demo test check test-clients docs figures-first figures-engine soak lock clean ready ready-dev
+.PHONY: demo test check test-clients docs figures-first figures-engine figures-versions soak lock clean ready ready-dev
 
 demo: ready ## start the demo model, talk to it over gRPC, stop
 	$(BIN)/appliance demo
@@ -38,6 +38,9 @@ figures-first: ready-dev ## measure beside llama-server (built once in the user'
 
 figures-engine: ready-dev ## hold every figure of the engine against its bar, beside peers; 50 minutes
 	$(BIN)/python -m benchmarks.engine
+
+figures-versions: ready-dev ## hold every figure of versions against its bar; 50 minutes at most
+	$(BIN)/python -m benchmarks.versions
 
 soak: ready-dev ## an hour of mixed load that must leave no trace: memory flat, nothing held
 	$(BIN)/python -m benchmarks.soak --minutes 60

@@ -23,7 +23,7 @@ from appliance.contract.names import blob_path
 from appliance.contract.release import BlobRef
 from appliance.errors import BlobCorrupt, DocumentRefused, SyncError
 from appliance.store.files import make_directory, sync_directory
-from appliance.sync.space import disk, free_bytes
+from appliance.sync.space import BLOCK_BYTES, disk, free_bytes
 from appliance.sync.spans import Layout
 from appliance.sync.staging import Staged
 
@@ -158,14 +158,14 @@ class BlobStore:
         gone, freed = [], 0
         with disk(self._root):
             for path in (*self._blobs.glob("??/*"), *self._staging.iterdir()):
-                found = DIGEST.search(path.name)  # also in the name of a temporary file
-                if found is not None and found.group() in roots:
+                if self._is_needed(path, roots):
                     continue
-                freed += path.stat().st_blocks * 512
-                path.rename(self._trash / path.name)
-                sync_directory(path.parent)
-                if path.parent != self._staging:
-                    gone.append(path.name)
+                with contextlib.suppress(FileNotFoundError):  # a record that was being written
+                    freed += path.stat().st_blocks * BLOCK_BYTES
+                    path.rename(self._trash / path.name)
+                    sync_directory(path.parent)
+                    if path.parent != self._staging:
+                        gone.append(path.name)
             for path in self._trash.iterdir():
                 path.unlink()
             sync_directory(self._trash)
@@ -178,6 +178,12 @@ class BlobStore:
         if hashlib.sha256(data).hexdigest() != reference.sha256:
             raise BlobCorrupt(digest=reference.sha256, reason="the chunk map is damaged")
         return decode(data)
+
+    def _is_needed(self, path: Path, roots: Collection[str]) -> bool:
+        found = DIGEST.search(path.name)  # also in the name of a temporary file
+        if found is None or found.group() not in roots:
+            return False
+        return path.parent != self._staging or self._part_of(found.group()).exists()
 
     def _part_of(self, sha256: str) -> Path:
         return self._staging / f"{self.path_of(sha256).name}.part"

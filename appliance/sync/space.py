@@ -17,7 +17,7 @@ from pathlib import Path
 
 from appliance.errors import DiskFull, DiskRefused
 
-_BLOCK_BYTES = 512  # of st_blocks, whatever the disk's own are
+BLOCK_BYTES = 512  # of st_blocks, whatever the disk's own are
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -35,7 +35,7 @@ def reserve(descriptor: int, path: Path, length: int, *, floor_bytes: int) -> No
         DiskRefused: the disk does not want to.
     """
     with disk(path, needed_bytes=length):
-        needed = length - os.fstat(descriptor).st_blocks * _BLOCK_BYTES
+        needed = length - os.fstat(descriptor).st_blocks * BLOCK_BYTES
         usable = free_bytes(path.parent) - floor_bytes
         if needed > max(0, usable):
             raise DiskFull(path=str(path), needed_bytes=needed, free_bytes=max(0, usable))

@@ -197,6 +197,8 @@ class Staged:
             except BlockingIOError as error:
                 reason = "another process is writing it"
                 raise DiskRefused(path=str(self._part), reason=reason) from error
+            for leftover in self._part.parent.glob(f".{self._map.name}.*"):
+                leftover.unlink(missing_ok=True)  # a kill came while a record was written
             before = os.fstat(self._descriptor).st_size
             if before > length:
                 os.ftruncate(self._descriptor, length)
