@@ -52,6 +52,7 @@ from appliance.errors import ApplianceError, ConfigError, StoreError
 from appliance.local_versions import LocalVersions, Reading
 from appliance.observe.metrics import Metrics
 from appliance.runtime.router import Router
+from appliance.runtime.standby import Standbys
 from appliance.store import Migration, Store
 
 PROGRESS_TICK_S = 0.25
@@ -210,6 +211,7 @@ class Daemon:
             hosting=config.hosting,
             workers_planned=workers,
         )
+        standbys = Standbys(router, config.hosting, metrics)
         keyring = Keyring(config.access, config.clients)
         service = Service(
             router, audit, metrics, config.limits, keyring=keyring, clock=monotonic_ms
@@ -218,6 +220,7 @@ class Daemon:
         adapters = AdapterService(router, versions, audit, metrics, config.server.adapter_dir)
         async with asyncio.TaskGroup() as group:
             group.create_task(router.run())
+            holding = group.create_task(standbys.run())
             group.create_task(streams.run())
             watchdog = group.create_task(self._notifier.keep_alive())
             try:
@@ -231,6 +234,7 @@ class Daemon:
                 audit.record(self._operator, Verb.STOP, "*", "ok")
             finally:
                 streams.close()
+                holding.cancel()
                 watchdog.cancel()
         logs.event("stopped")
 

@@ -201,6 +201,19 @@ FAMILIES: tuple[Family, ...] = (
         "model",
         "cause",
     ),
+    _gauge(
+        "appliance_standby_level",
+        "level",
+        "How near the standby of a model is to serving: 0 on disk, 1 in the page cache, 2 locked in "
+        "memory, 3 loaded, 4 proven by a drill.",
+        "model",
+    ),
+    _gauge(
+        "appliance_standby_resident_ratio",
+        "ratio",
+        "How much of the file of a model's standby is in memory, as mincore says.",
+        "model",
+    ),
     _gauge("appliance_streams_held", "streams", "Resumable streams that are held."),
     _gauge("appliance_streams_held_bytes", "bytes", "Memory of the resumable streams."),
     _counter(

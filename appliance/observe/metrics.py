@@ -325,6 +325,11 @@ class Metrics:
             self.record(name, 0, model=model)
         logs.event("worker_lost", level=logging.WARNING, model=model, cause=cause)
 
+    def standby(self, model: str, level: int, resident_ratio: float) -> None:
+        """Take how the standby of a model is held; never blocks."""
+        self.record("appliance_standby_level", level, model=model)
+        self.record("appliance_standby_resident_ratio", resident_ratio, model=model)
+
     def event(self, name: str, **fields: object) -> None:
         """Log one event of the runtime."""
         logs.write(name, logging.INFO, fields)

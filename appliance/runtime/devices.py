@@ -17,6 +17,7 @@ from pathlib import Path
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
+_MEMORY_PRESSURE = Path("/proc/pressure/memory")
 _NODES = Path("/sys/devices/system/node")
 
 
@@ -113,6 +114,14 @@ def available_bytes() -> int | None:
     """Find how much memory this process may still take: the machine's and the cgroup's bound."""
     found = [bound for bound in (_machine_bytes(), *_cgroup_bytes()) if bound is not None]
     return min(found, default=None)
+
+
+def memory_pressure(path: Path = _MEMORY_PRESSURE) -> float:
+    """Read in how many percent of ten seconds some task waited for memory (PSI); 0 if unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        some = path.read_text("ascii").splitlines()[0]
+        return float(dict(word.split("=") for word in some.split()[1:])["avg10"])
+    return 0.0
 
 
 def _quota_v2() -> float:

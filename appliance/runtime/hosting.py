@@ -15,6 +15,8 @@ import itertools
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+import msgspec
+
 from appliance.clock import utc_ms
 from appliance.config import Engine, Limits, Model, Scheduling
 from appliance.config import Hosting as HostingSettings
@@ -33,7 +35,7 @@ from appliance.domain import (
 from appliance.errors import Draining, ModelNotServed, ModelUnloadable
 from appliance.runtime import wire
 from appliance.runtime.devices import cores_available, divide_threads
-from appliance.runtime.loadable import read_options
+from appliance.runtime.loadable import Loadable, read_options
 from appliance.runtime.measure import Measure
 from appliance.runtime.process import Child
 from appliance.runtime.served import Observer, Served
@@ -41,6 +43,8 @@ from appliance.runtime.spare import Spare
 from appliance.runtime.text_process import TextProcess
 from appliance.runtime.ticket_book import TicketBook
 from appliance.runtime.tickets import Job
+
+_PROCESS_BYTES = 128 * 1024 * 1024  # of a worker, beside weights and cells
 
 
 class Hosting:
@@ -78,6 +82,7 @@ class Hosting:
         self._threads = divide_threads(engine.threads or cores_available(), max(1, models_planned))
         self._shares: dict[str, int] = {}  # by model: which of those it has
         self._served: dict[Digest, Served] = {}
+        self._loadables: dict[Digest, Loadable] = {}
         self._tasks: dict[Digest, asyncio.Task[None]] = {}
         self._ticket_ids = itertools.count(1)
         self._spare = Spare(wanted=settings.spare_worker, stop_wait_s=engine.stop_wait_s)
@@ -128,6 +133,14 @@ class Hosting:
         """Find a loaded version."""
         return self._served.get(digest)
 
+    def loadable(self, digest: Digest) -> Loadable | None:
+        """Find how a loaded version was loaded, and what it takes."""
+        loadable, served = self._loadables.get(digest), self._served.get(digest)
+        if loadable is None or served is None or served.facts is None:
+            return loadable
+        cells_bytes = served.facts.kv_cells * served.facts.kv_bytes_per_token
+        return msgspec.structs.replace(loadable, own_bytes=cells_bytes + _PROCESS_BYTES)
+
     def served(self, version: ModelVersion) -> Served:
         """Find a version that must be loaded.
 
@@ -165,7 +178,7 @@ class Hosting:
             threads=threads,
         )
 
-    def start(self, version: ModelVersion, options: wire.EngineOptions) -> Served:
+    def start(self, loadable: Loadable, options: wire.EngineOptions) -> Served:
         """Start loading; does not block. Follow with `ready`, or with `stop`.
 
         Raises:
@@ -173,7 +186,9 @@ class Hosting:
         """
         if self._group is None:
             raise Draining
+        version = loadable.version
         assert version.digest not in self._served, "this version is loaded already"
+        self._loadables[version.digest] = loadable
         served = Served(
             version,
             options,
@@ -218,6 +233,7 @@ class Hosting:
         """
         task = self._tasks.pop(version.digest)
         del self._served[version.digest]
+        del self._loadables[version.digest]
         task.cancel()
         return task
 

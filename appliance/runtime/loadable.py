@@ -1,7 +1,7 @@
 """Say how a file is to be loaded: what it is for, and the options of its worker.
 
-What this room does: reads the head of a file; takes what the configuration says of a model, and
-where it says nothing what it says of all.
+What this room does: names what is loaded; reads the head of its file; takes what the configuration
+says of a model, and where it says nothing what it says of all.
 What it knows: the tables of the configuration and the options of a worker.
 What it never does: load, or look at the machine (threads are told).
 """
@@ -12,12 +12,21 @@ from pathlib import Path
 
 from appliance import gguf
 from appliance.config import Engine, Limits, Model, Scheduling
-from appliance.domain import ModelKind
+from appliance.domain import ModelKind, ModelVersion, Value
 from appliance.errors import ModelUnloadable
 from appliance.runtime import wire
 from appliance.runtime.draft import DraftLimits
 
 _CONTEXT_TRAIN_TOKENS_MAX = 2**31 - 1  # where a file does not say
+
+
+class Loadable(Value):
+    """A version and all it takes to load it. own_bytes: what it takes beside its weights."""
+
+    version: ModelVersion
+    path: Path
+    settings: Model
+    own_bytes: int = 0
 
 
 def read_options(

@@ -177,6 +177,10 @@ class Roles:
         after = msgspec.structs.replace(self.row(model), standby=digest)
         return self._put(model, after, f"{digest or 'none'}: stands by")
 
+    def restore(self, model: str, row: Row) -> None:
+        """Put a row back as it was before a change, while nothing else has changed."""
+        self._put(model, row, "as before")
+
     def _put(self, model: str, after: Row, reason: str) -> Change:
         before = self.row(model)
         if any(version.model == model for version in self._loaded.values()):

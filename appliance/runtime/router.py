@@ -36,11 +36,12 @@ from appliance.domain import (
     Traffic,
     Window,
 )
-from appliance.errors import Draining, InvalidRequest, ModelNotServed
+from appliance.errors import DeploymentRefused, Draining, InvalidRequest, ModelNotServed
 from appliance.runtime import wire
 from appliance.runtime.adapters import AdapterFile
 from appliance.runtime.event_queue import Moved, TicketEvent
 from appliance.runtime.hosting import Hosting
+from appliance.runtime.loadable import Loadable
 from appliance.runtime.prompts import check_bytes
 from appliance.runtime.roles import Change, Roles, Row
 from appliance.runtime.served import Observer, Served
@@ -123,7 +124,8 @@ class Router:
         options = await self._hosting.options(version.model, path, settings)
         if self._draining:
             raise Draining
-        served = self._hosting.start(version, options)
+        loadable = Loadable(version=version, path=path, settings=settings)
+        served = self._hosting.start(loadable, options)
         self._told(self._roles.add(version, active=active))
         ready = False
         try:
@@ -241,6 +243,23 @@ class Router:
         """Name the standby of a model; whether it is loaded is another matter."""
         self._told(self._roles.keep_standby(model, digest))
 
+    def rehearse(self, model: str, job: Job) -> Ticket:
+        """Switch to the loaded standby, let one request in there, and switch back; never blocks.
+
+        No other request notices: all of it is one call, and nothing is moved.
+
+        Raises:
+            ModelNotReady, ModelNotServed, DeploymentRefused: there is no standby that answers.
+        """
+        row = self._roles.row(model)
+        if row.standby is None:
+            raise DeploymentRefused(model=model, action="drill", reason="there is no standby")
+        self._roles.switch(model, row.standby, row.active)
+        try:
+            return self.admit(self.find(model), job)
+        finally:
+            self._roles.restore(model, row)
+
     def _take_back(self, digest: Digest) -> tuple[int, int]:
         """Have what a version has not answered yet ask again; count it, and what stays there."""
         served = self._hosting.get(digest)
@@ -278,6 +297,14 @@ class Router:
         return change
 
     # --- reading ---
+
+    def served(self, digest: Digest) -> Served | None:
+        """Find a loaded version, to look at it."""
+        return self._hosting.get(digest)
+
+    def loadable(self, digest: Digest) -> Loadable | None:
+        """Find how a loaded version was loaded, and what it takes."""
+        return self._hosting.loadable(digest)
 
     def models(self) -> tuple[ModelStatus, ...]:
         """List what is loaded, in the order of loading."""

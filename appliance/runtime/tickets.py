@@ -41,7 +41,7 @@ class Job(Value):
     """A generation, tokenised and checked. deadline_ms is monotonic; None: none.
 
     may_move: until it has answered anything, another version may answer instead (`Moved`).
-    is_shadow: nobody reads the answer; it is measured.
+    is_shadow: nobody reads the answer; it is measured. is_check: it is ours; it is not measured.
     """
 
     request_id: RequestId
@@ -60,6 +60,7 @@ class Job(Value):
     is_pin: bool = False
     may_move: bool = False
     is_shadow: bool = False
+    is_check: bool = False
 
 
 class EmbedJob(Value):
@@ -156,7 +157,7 @@ class Ticket:
         """Say how it went, once it has ended; None where that says nothing of the version."""
         last = self._last
         no_fault = (Moved, RequestCancelled, ClientTooSlow)
-        if last is None or isinstance(last, no_fault) or self.job.is_pin:
+        if last is None or isinstance(last, no_fault) or self.job.is_pin or self.job.is_check:
             return None
         if self.job.is_shadow and isinstance(last, Overloaded):
             return None  # it made way

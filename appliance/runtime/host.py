@@ -1,0 +1,279 @@
+"""Host versions for whoever decides about them: load, direct, switch, stand by, ask, measure.
+
+What this room does: each act as one call that may be said twice; memory is looked at before a
+version is loaded beside another; the version that was active becomes the standby of a switch.
+What it knows: the router, the standbys, and what the configuration says of a model of that name.
+What it never does: decide, trust, fetch, or remember anything beyond this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from appliance.clock import monotonic_ms, utc_ms
+from appliance.config import Hosting, Model
+from appliance.contract.release import Expectation
+from appliance.domain import (
+    Answer,
+    ChatPrompt,
+    Delta,
+    Digest,
+    DrillReport,
+    Final,
+    HostedVersion,
+    Loaded,
+    Message,
+    ModelKind,
+    NoRoom,
+    Priority,
+    Prompt,
+    RequestId,
+    SamplingOptions,
+    StandbyLevel,
+    StopOptions,
+    SwitchReport,
+    TextPrompt,
+    Traffic,
+    Window,
+)
+from appliance.errors import ApplianceError, DeploymentRefused, ModelNotReady, ModelNotServed
+from appliance.runtime.devices import available_bytes
+from appliance.runtime.loadable import Loadable
+from appliance.runtime.router import Job, Router, Ticket
+from appliance.runtime.served import Served
+from appliance.runtime.standby import Standbys
+
+_DRILL = RequestId("drill")
+_CHECK = RequestId("check")
+_DRILL_PROMPT = "Hello"
+_ANSWER_S = 120.0  # to one prompt of a health pack, or of a drill
+_OWN_BYTES = 256 * 1024 * 1024  # of a worker, where its publisher did not measure it
+
+
+class Host:
+    """The versions of this machine, as whoever deploys them sees it."""
+
+    def __init__(
+        self,
+        router: Router,
+        standbys: Standbys,
+        models: tuple[Model, ...],
+        settings: Hosting,
+        *,
+        memory_reserve_bytes: int,
+        clock: Callable[[], float] = monotonic_ms,
+    ) -> None:
+        """Load as `models` say of the model of that name."""
+        self._router = router
+        self._standbys = standbys
+        self._models = {model.name: model for model in models if model.name}
+        self._settings = settings
+        self._memory_reserve_bytes = memory_reserve_bytes
+        self._clock = clock
+
+    # --- loading ---
+
+    async def load(self, hosted: HostedVersion, instead_of: Digest | None) -> Loaded | NoRoom:
+        """Load a version that nobody is sent to yet; instead_of: one that is stopped first.
+
+        Raises:
+            ModelUnloadable: the file can't be served; what was stopped stays stopped.
+            DeploymentRefused: clients are sent to the one to be stopped, and it is not the last.
+        """
+        began_ms = self._clock()
+        served = self._router.served(hosted.digest)
+        if served is None:
+            if instead_of is not None:
+                await self._router.unload(instead_of, drain_s=self._settings.unload_drain_s)
+            room = self._no_room(hosted)
+            if room is not None and instead_of is None:
+                return room
+            served = await self._serve(self._loadable(hosted))
+        await served.settled.wait()
+        return Loaded(
+            digest=hosted.digest,
+            load_ms=self._clock() - began_ms,
+            memory_bytes=_resident_bytes(served.pid),
+        )
+
+    async def unload(self, digest: Digest) -> None:
+        """Stop a version that nobody is sent to, when its requests have ended. See `Router`."""
+        await self._router.unload(digest, drain_s=self._settings.unload_drain_s)
+
+    # --- traffic ---
+
+    async def direct(self, model: str, traffic: Traffic) -> None:
+        """Say who is on trial, from now on. Raises as `Router.direct`.
+
+        Raises:
+            ModelNotReady: the candidate is not loaded.
+        """
+        if traffic.candidate is not None and self._router.served(traffic.candidate) is None:
+            raise ModelNotReady(model=model, state="absent", retry_after_s=1.0)
+        self._router.direct(model, traffic)
+
+    async def switch(self, model: str, to: Digest, expecting: Digest | None) -> SwitchReport:
+        """Make a version active at once, loading it first if it stands by without being loaded.
+
+        Raises:
+            DeploymentRefused: another one is active than expected, or `to` is not known here.
+            ModelUnloadable, ModelNotReady: `to` can't be loaded; nothing was changed.
+        """
+        if self._router.served(to) is None:
+            loadable = self._standbys.loadable(to)
+            if loadable is not None:
+                await self._serve(loadable)
+        report = self._router.switch(model, to, expecting)
+        previous = self._router.loadable(report.previous)
+        if report.previous != to and previous is not None:
+            self._standbys.keep(previous)
+        return report
+
+    async def stand_by(self, model: str, hosted: HostedVersion | None) -> None:
+        """Keep a version, or none, as near to serving as memory allows; does not wait for that."""
+        if hosted is None:
+            self._standbys.drop(model)
+        else:
+            self._standbys.keep(self._router.loadable(hosted.digest) or self._loadable(hosted))
+
+    # --- asking and measuring ---
+
+    async def ask(self, digest: Digest, prompt: Expectation) -> Answer:
+        """Have a loaded version answer one prompt, greedily, whoever it serves.
+
+        Raises:
+            ApplianceError: it could not answer.
+        """
+        asked: Prompt = TextPrompt(text=prompt.prompt)
+        if prompt.is_chat:
+            asked = ChatPrompt(messages=(Message(role="user", content=prompt.prompt),))
+        served = self._served(digest)
+        job = await self._job(served, asked, _CHECK, prompt.max_tokens)
+        text, tokens, first_ms, reason = "", 0, None, ""
+        async with asyncio.timeout(_ANSWER_S), aclosing(served.admit(job).events()) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    text, tokens = text + event.text, tokens + len(event.token_ids)
+                    first_ms = self._clock() if first_ms is None else first_ms
+                elif isinstance(event, Final):
+                    reason = event.finish_reasons[0].value
+        decode_ms = 0.0 if first_ms is None else self._clock() - first_ms
+        return Answer(text=text, token_count=tokens, decode_ms=decode_ms, finish_reason=reason)
+
+    def window(self, digest: Digest) -> Window:
+        """Read what was measured of a version since traffic was directed anew; never blocks."""
+        return self._router.window(digest)
+
+    # --- the way back, rehearsed ---
+
+    async def drill(self, model: str) -> DrillReport:
+        """Measure the way back to the standby on a request of our own, and put all back.
+
+        No user's request notices, but for the cores a standby takes that has to be loaded for it.
+        What goes wrong is the report's reason.
+
+        Raises:
+            DeploymentRefused: the model has no standby.
+        """
+        standby = self._router.row(model).standby
+        loadable = None if standby is None else self._router.loadable(standby)
+        was_loaded = loadable is not None
+        loadable = loadable or (self._standbys.loadable(standby) if standby is not None else None)
+        if loadable is None:
+            raise DeploymentRefused(model=model, action="drill", reason="there is no standby")
+        began_ms = self._clock()
+        measured: tuple[float, float, float, str] = (0.0, 0.0, 0.0, "")
+        try:
+            served = self._router.served(loadable.version.digest) or await self._serve(loadable)
+            load_ms = 0.0 if was_loaded else self._clock() - began_ms
+            measured = (load_ms, *await self._rehearse(model, served), "")
+        except (ApplianceError, TimeoutError) as error:
+            measured = (0.0, 0.0, 0.0, str(error) or "no answer in time")
+        finally:
+            if not was_loaded:
+                await self._router.unload(loadable.version.digest, drain_s=0.0)
+        load_ms, accepted_ms, first_token_ms, reason = measured
+        report = DrillReport(
+            version=loadable.version.label,
+            level=StandbyLevel.LOADED if was_loaded else StandbyLevel.CACHED,
+            utc_ms=utc_ms(),
+            load_ms=load_ms,
+            accepted_ms=accepted_ms,
+            first_token_ms=first_token_ms,
+            reason=reason,
+        )
+        self._standbys.drilled(model, report)
+        return report
+
+    async def _rehearse(self, model: str, served: Served) -> tuple[float, float]:
+        """Measure from the command to the acceptance, and to the first token, in ms."""
+        if served.kind is not ModelKind.GENERATE:
+            raise DeploymentRefused(model=model, action="drill", reason="it generates no text")
+        began_ms = self._clock()
+        job = await self._job(served, TextPrompt(text=_DRILL_PROMPT), _DRILL, 1)
+        ticket = self._router.rehearse(model, job)
+        accepted_ms = self._clock() - began_ms
+        await _answered(ticket)
+        return accepted_ms, self._clock() - began_ms
+
+    async def _job(
+        self, served: Served, prompt: Prompt, request_id: RequestId, max_tokens: int
+    ) -> Job:
+        prepared = await self._router.prepare(served.version, prompt)
+        return Job(
+            request_id=request_id,
+            prompt_ids=prepared.token_ids,
+            seed=0,
+            sampling=SamplingOptions(temperature=0.0),
+            stop=StopOptions(max_tokens=max_tokens),
+            priority=Priority.NORMAL,
+            is_check=True,
+        )
+
+    async def _serve(self, loadable: Loadable) -> Served:
+        await self._router.serve(loadable.version, loadable.path, loadable.settings, active=False)
+        return self._served(loadable.version.digest)
+
+    def _served(self, digest: Digest) -> Served:
+        served = self._router.served(digest)
+        if served is None:
+            raise ModelNotServed(model=digest)
+        return served
+
+    def _loadable(self, hosted: HostedVersion) -> Loadable:
+        path = hosted.weights[0]
+        known = self._models.get(hosted.version.model)
+        settings = Model(path=path) if known is None else msgspec.structs.replace(known, path=path)
+        own_bytes = hosted.memory_bytes - hosted.version.blob_bytes
+        return Loadable(
+            version=hosted.version,
+            path=Path(path),
+            settings=settings,
+            own_bytes=own_bytes if own_bytes > 0 else _OWN_BYTES,
+        )
+
+    def _no_room(self, hosted: HostedVersion) -> NoRoom | None:
+        available = available_bytes()
+        needed = hosted.memory_bytes or hosted.version.blob_bytes + _OWN_BYTES
+        free = needed if available is None else available - self._memory_reserve_bytes
+        return None if needed <= free else NoRoom(needed_bytes=needed, free_bytes=max(0, free))
+
+
+async def _answered(ticket: Ticket) -> None:
+    async with asyncio.timeout(_ANSWER_S), aclosing(ticket.events()) as events:
+        async for _ in events:
+            pass
+
+
+def _resident_bytes(pid: int) -> int:
+    """Read how much memory a process has now; 0 if it has gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
