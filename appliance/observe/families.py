@@ -204,8 +204,8 @@ FAMILIES: tuple[Family, ...] = (
     _gauge(
         "appliance_standby_level",
         "level",
-        "How near the standby of a model is to serving: 0 on disk, 1 in the page cache, 2 locked in "
-        "memory, 3 loaded, 4 proven by a drill.",
+        "How near the standby of a model is to serving: 0 on disk, 1 in the page cache, 2 locked, "
+        "3 loaded, 4 proven by a drill.",
         "model",
     ),
     _gauge(
