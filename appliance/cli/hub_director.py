@@ -81,39 +81,47 @@ def assign(
 @click.command()
 @click.argument("role", default="")
 @click.option("--cancel", is_flag=True, help="Forget the pending version of ROLE.")
+@click.option("--renew", is_flag=True, help="Make a version of ROLE that only expires later.")
 @key_options
 @place_options
 @json_option
 def sign(
+    *,
     role: str,
-    cancel: bool,  # noqa: FBT001 - an option of a command
+    cancel: bool,
+    renew: bool,
     ring: Ring,
     places: Places,
-    as_json: bool,  # noqa: FBT001 - an option of a command
+    as_json: bool,
 ) -> None:
     """Sign what waits for signatures, all of it or ROLE alone; put out what is complete.
 
     With the hub's online keys at hand it also signs again what would expire. Shows what waits.
     """
     now = utc_ms()
+    if (cancel or renew) and not role:
+        raise CommandFailed("--cancel and --renew need a ROLE", USAGE)
     if cancel:
-        if not role:
-            raise CommandFailed("--cancel needs a ROLE", USAGE)
         places.repository.cancel(role)
     else:
+        if renew:
+            places.repository.redraft(role, now_utc_ms=now)
         _add_signatures(places, role, ring)
     online = places.online()
     put_out = places.repository.refresh(online, now_utc_ms=now).versions if online else {}
     pending, due = places.repository.pending(), places.repository.due(now)
+    stale = places.repository.stale()
     if as_json:
-        hub_options.print_json({"put_out": put_out, "pending": pending, "due": due})
+        hub_options.print_json({"put_out": put_out, "pending": pending, "due": due, "stale": stale})
         return
     hub_options.print_put_out(put_out)
     for one in pending:
         hub_options.print_waiting(one)
     for late in due:
-        click.echo(f"{late.role} {late.reason}: sign it again")
-    if not (put_out or pending or due):
+        click.echo(f"{late.role} {late.reason}: 'appliance hub sign {late.role} --renew'")
+    for old in stale:
+        click.echo(f"{old}: its pending version was made from an older one; make it again")
+    if not (put_out or pending or due or stale):
         click.echo("nothing waits, nothing is due")
 
 

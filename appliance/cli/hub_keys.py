@@ -117,6 +117,30 @@ def new(
 
 
 @key.command()
+@click.argument("owner")
+@click.option("--uri", required=True, help="Where it is, as securesystemslib names it: hsm:…")
+@click.option("--pem", type=_FILE, required=True, help="Its public half, in PEM.")
+@click.option("--keys", "keys_dir", type=_DIRECTORY, required=True, help="Where to put it.")
+@json_option
+def hardware(
+    owner: str,
+    uri: str,
+    pem: Path,
+    keys_dir: Path,
+    as_json: bool,  # noqa: FBT001 - an option of a command
+) -> None:
+    """Write OWNER.pub for a key that stays in hardware or in a cloud's key store.
+
+    It is given as --key where another key's OWNER.key is. Its library must be installed beside the
+    program.
+    """
+    public = key_files.from_hardware(owner, uri, pem)
+    path = keys_dir / f"{owner}{key_files.PUBLIC_SUFFIX}"
+    key_files.write_public(path, public)
+    _show_key(path, public, as_json=as_json)
+
+
+@key.command()
 @click.argument("public", type=_FILE)
 @json_option
 def show(

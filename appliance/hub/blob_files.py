@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from appliance.contract.release import BlobRef
 from appliance.errors import PublishRefused
 from appliance.store import make_directory, sync_directory
 
@@ -41,6 +42,20 @@ def take_bytes(place: Path, data: bytes) -> None:
         _take(place, iter((data,)), place, hashlib.sha256(data).hexdigest(), len(data))
     except OSError as error:
         raise PublishRefused(what=str(place), reason=error.strerror or str(error)) from error
+
+
+def blob_fault(place: Path, blob: BlobRef) -> str:
+    """Say why the file at `place` is not this blob; "" if it is. Blocks while it is hashed."""
+    try:
+        with place.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != blob.length:
+                return "is of another length"
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "is not in the repository"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return "" if digest == blob.sha256 else "is corrupt"
 
 
 def _take(place: Path, parts: Iterator[bytes], source: Path, sha256: str, length: int) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from securesystemslib.exceptions import Error as SigningError
-from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Key, Signer
+from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Key, Signer, SSlibKey
 
 from appliance.contract.names import checked
 from appliance.errors import PublishRefused
@@ -92,7 +92,8 @@ def make(directory: Path, owner: str, *, algorithm: str, passphrase: str) -> Pub
 
 
 def write_public(path: Path, public: PublicKey) -> None:
-    """Write a public key; blocks for two fsyncs."""
+    """Write a public key; blocks for some fsyncs. An OSError leaves what was there."""
+    make_directory(path.parent)
     write_durably(path, msgspec.json.format(msgspec.json.encode(public), indent=2), mode=0o644)
 
 
@@ -109,8 +110,19 @@ def read_public(path: Path) -> PublicKey:
         raise PublishRefused(what=str(path), reason="is not a public key of this tool") from error
 
 
-def from_hardware(owner: str, uri: str, key: Key) -> PublicKey:
-    """Describe a key that stays where it is, under securesystemslib's address of it."""
+def from_hardware(owner: str, uri: str, pem: Path) -> PublicKey:
+    """Describe a key that stays where it is, by its address and its public half in PEM.
+
+    Raises:
+        PublishRefused: securesystemslib knows no such address, or the file holds no public key.
+    """
+    if not _is_hardware(uri):
+        schemes = ", ".join(one for one in SIGNER_FOR_URI_SCHEME if _is_hardware(f"{one}:"))
+        raise PublishRefused(what=uri, reason=f"is no address of a key; known are {schemes}")
+    try:
+        key = SSlibKey.from_crypto(serialization.load_pem_public_key(_read(pem)))
+    except (ValueError, UnsupportedAlgorithm, SigningError) as error:
+        raise PublishRefused(what=str(pem), reason="is not a public key in PEM") from error
     return msgspec.structs.replace(_public(owner, key), uri=uri)
 
 
@@ -153,14 +165,18 @@ def open_signer(path: Path, passphrase: str = "") -> Signer:
 
 def _hardware_signer(path: Path) -> Signer:
     public = read_public(path)
-    scheme = public.uri.partition(":")[0]
-    if scheme not in SIGNER_FOR_URI_SCHEME or scheme.startswith("file"):
+    if not _is_hardware(public.uri):
         reason = "names no key in hardware; give the private key's file"
         raise PublishRefused(what=str(path), reason=reason)
     try:
         return Signer.from_priv_key_uri(public.uri, public.verifier())
     except (SigningError, ValueError, OSError) as error:
         raise PublishRefused(what=public.uri, reason=str(error)) from error
+
+
+def _is_hardware(uri: str) -> bool:
+    scheme = uri.partition(":")[0]
+    return scheme in SIGNER_FOR_URI_SCHEME and not scheme.startswith("file")
 
 
 def _public(owner: str, key: Key) -> PublicKey:

@@ -19,9 +19,11 @@ import fcntl
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from appliance.clock import monotonic_ms
 from appliance.contract.document import DOCUMENT_BYTES_MAX
 from appliance.contract.names import blob_path
 from appliance.errors import PublishRefused
@@ -29,21 +31,23 @@ from appliance.hub.signing.state import ROOT, SNAPSHOT, TIMESTAMP, bytes_max, pa
 from appliance.store import make_directory, write_durably
 
 ROOTS_MAX = 4096
+_LOCK_STEP_S = 0.05
 _MODE = 0o644
 
 
 class Disk:
     """The directory of a repository. Every OSError becomes a `PublishRefused` with its path."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, lock_wait_s: float) -> None:
         """Keep files under `directory`, which need not be there yet."""
         self.directory = directory
+        self._lock_wait_ms = lock_wait_s * 1000
         self._metadata = directory / "metadata"
         self._pending = directory / "pending"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only one who edits; does not wait.
+        """Be the only one who edits; waits `lock_wait_s` at most.
 
         Raises:
             PublishRefused: another process edits, or a file can't be read or written.
@@ -53,7 +57,7 @@ class Disk:
                 make_directory(directory)
             descriptor = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock(descriptor)
                 yield
             finally:
                 os.close(descriptor)
@@ -62,6 +66,17 @@ class Disk:
             raise PublishRefused(what=str(self.directory), reason=reason) from error
         except OSError as error:
             raise _refused(self.directory, error) from error
+
+    def _lock(self, descriptor: int) -> None:
+        deadline = monotonic_ms() + self._lock_wait_ms
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if monotonic_ms() >= deadline:
+                    raise
+            time.sleep(_LOCK_STEP_S)
 
     def current(self) -> dict[str, bytes]:
         """Read what a reader sees now, by role; empty before the first timestamp."""

@@ -3,7 +3,7 @@
 What this room does: drafts the next version of a role from the newest one, adds signatures to it,
 and settles what is complete.
 What it knows: signers are handed in; each signs what its key may sign and nothing else.
-What it never does: load a key, read the clock, or wait for another process.
+What it never does: load a key, or read the clock; the time is an argument.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetF
 
 from appliance.contract.names import DIRECTOR_PATHS, DIRECTOR_ROLE, publisher_paths, publisher_role
 from appliance.errors import PublishRefused
+from appliance.hub.blob_files import blob_fault
 from appliance.hub.placed import check_placed
 from appliance.hub.signing import settling
 from appliance.hub.signing.disk import Disk
@@ -42,12 +43,14 @@ from appliance.hub.signing.state import (
     Signing,
     State,
     Validity,
+    parsed,
     shown,
     with_validity,
 )
 
 PUBLISHERS_MAX = 31  # python-tuf's reader visits 32 delegated roles, and one is the director's
 _UNNUMBERED = (ROOT, TIMESTAMP)  # every root is named; the timestamp has no number
+LOCK_WAIT_S = 5.0  # for another process that changes the same repository
 _OFFLINE_WINDOW = timedelta(days=60)
 
 
@@ -67,11 +70,11 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Repository:
-    """One repository's directory. Every act but reading holds the directory's lock, unwaiting."""
+    """One repository's directory. Every act but reading holds the directory's lock."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
         """Work on `directory`; `found` makes one there."""
-        self._disk = Disk(directory)
+        self._disk = Disk(directory, lock_wait_s=lock_wait_s)
         self.directory = directory
 
     # --- founding and who may sign ---------------------------------------------------------------
@@ -203,10 +206,9 @@ class Repository:
             PublishRefused: nothing is pending, none of them may, or a signer failed.
         """
         with self._disk.locked():
-            pending = self._disk.pending()
-            if role not in pending:
-                raise PublishRefused(what=role, reason="no version of it is being signed")
             state = self._newest()
+            if role not in self._pending():
+                raise PublishRefused(what=role, reason="no version of it is being signed")
             allowed = state.keys(role)
             chosen = [one for one in signers if one.public_key.keyid in allowed]
             if not chosen:
@@ -231,11 +233,15 @@ class Repository:
 
     def pending(self) -> tuple[Signing, ...]:
         """Tell how far the signatures of every pending version are."""
-        pending = self._disk.pending()
+        pending = self._pending()
         if not pending:
             return ()
         state = self._newest()
         return tuple(state.signing(role) for role in pending if state.knows(role))
+
+    def stale(self) -> tuple[str, ...]:
+        """Name the roles whose pending version was made from an older one: to be made again."""
+        return tuple(sorted(set(self._disk.pending()) - set(self._pending())))
 
     def cancel(self, role: str) -> None:
         """Forget a pending version."""
@@ -260,7 +266,7 @@ class Repository:
                 return Settled(versions={})
             before = current.get(ROOT) if ROOT in chosen else None
             state = State(current | {role: pending[role] for role in chosen}, before)
-            self._check_documents(state, chosen)
+            self._check_documents(state, State(current), chosen)
             files = settling.online_files(
                 state,
                 current,
@@ -311,7 +317,7 @@ class Repository:
         renew = {due.role for due in self.due(now_utc_ms) if due.is_online}
         if DIRECTOR_ROLE in renew:
             self.redraft(DIRECTOR_ROLE, now_utc_ms=now_utc_ms)
-        if DIRECTOR_ROLE in self._disk.pending():
+        if DIRECTOR_ROLE in self._pending():
             self.sign(DIRECTOR_ROLE, signers)
         return self.settle(signers, now_utc_ms=now_utc_ms, renew=renew - {DIRECTOR_ROLE})
 
@@ -382,10 +388,20 @@ class Repository:
 
     def _newest(self) -> State:
         """Read what readers see, with everything pending laid over it."""
-        current, pending = self._disk.current(), self._disk.pending()
+        current, pending = self._disk.current(), self._pending()
         if ROOT not in current and ROOT not in pending:
             raise PublishRefused(what=str(self.directory), reason="there is no repository yet")
         return State(current | pending, current.get(ROOT) if ROOT in pending else None)
+
+    def _pending(self) -> dict[str, bytes]:
+        """Read the pending versions that follow what readers see; others can never be put out."""
+        pending, current = self._disk.pending(), State(self._disk.current())
+        found = {}
+        for role, data in pending.items():
+            before = current.metadata(role).signed.version if role in current else 0
+            if parsed(role, data).signed.version == before + 1:
+                found[role] = data
+        return found
 
     @contextlib.contextmanager
     def _draft(self, state: State, role: str, now_utc_ms: int) -> Iterator[Any]:
@@ -398,17 +414,24 @@ class Repository:
         yield signed
         self._disk.keep_pending(role, Metadata(signed).to_bytes())
 
-    def _check_documents(self, state: State, roles: Iterable[str]) -> None:
-        """Hold every document of these roles, and every blob that it names, to be here."""
+    def _check_documents(self, state: State, old: State, roles: Iterable[str]) -> None:
+        """Hold every new document of these roles, and every blob that it names, to be here whole.
+
+        Hashing a blob takes as long as reading it; one that an earlier version of the role names
+        has been hashed then.
+        """
         for role in roles:
             if role not in state.delegated:
                 continue
+            known = old.metadata(role).signed.targets if role in old else {}
             for path, target in state.metadata(role).signed.targets.items():
+                if path in known and known[path].hashes == target.hashes:
+                    continue
                 data = self._disk.document(path, target.hashes["sha256"], target.length)
                 for blob in check_placed(path, data):
-                    place = self._disk.blob_place(blob.sha256)
-                    if not place.is_file() or place.stat().st_size != blob.length:
-                        reason = f"its file sha256:{blob.sha256[:12]} is not in the repository"
+                    fault = blob_fault(self._disk.blob_place(blob.sha256), blob)
+                    if fault:
+                        reason = f"its file sha256:{blob.sha256[:12]} {fault}"
                         raise PublishRefused(what=path, reason=reason)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.cli import exits
 from appliance.cli.main import main
@@ -28,7 +30,7 @@ class Desk:
 
     def run(self, *words: str | Path, code: int = 0) -> str:
         verb = [str(word) for word in words]
-        if verb[:2] not in (["key", "new"], ["key", "show"]):
+        if verb[:2] not in (["key", "new"], ["key", "show"], ["key", "hardware"]):
             verb += ["--set", f"hub.state_dir={self.state}"]
         assert main(["hub", *verb]) == code, self._out.readouterr().err
         shown = self._out.readouterr()
@@ -146,7 +148,8 @@ def test_what_is_refused_is_one_line(founded: Desk, tmp_path: Path) -> None:
         (("revoke", "demo", "1", "--reason", "x", "--yes"), "there is no such version"),
         (("revoke", "demo", "1", "--reason", "x"), "say --yes"),
         (("export", "--cohort", "shops", "--to", tmp_path / "x"), "nothing is assigned to it"),
-        (("sign", "--cancel"), "needs a ROLE"),
+        (("sign", "--cancel"), "need a ROLE"),
+        (("sign", "--renew"), "need a ROLE"),
         (("sign", "root", *founded.opened("root")), "no version of it is being signed"),
         (("key", "drop", "none"), "delegates to no such role"),
         (("key", "rotate", "none", "--public", founded.keys / "acme.pub"), "no such role"),
@@ -164,3 +167,21 @@ def test_a_publisher_leaves(founded: Desk) -> None:
     done = founded.json("key", "drop", "acme", *founded.opened("targets"))
     assert done["put_out"]["targets"] == 3
     assert done["pending"] == []
+
+
+def test_an_offline_role_is_renewed(founded: Desk) -> None:
+    shown = founded.run("sign", "root", "--renew", *founded.opened("root"))
+    assert shown.startswith("put out: root 2")
+
+
+def test_a_key_in_hardware_is_named_by_its_address(desk: Desk, tmp_path: Path) -> None:
+    pem = tmp_path / "token.pem"
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    made = desk.json("key", "hardware", "ann", "--uri", "hsm:2?label=root", "--pem", pem,
+                     "--keys", desk.keys)  # fmt: skip
+    assert (made["uri"], made["key"]["scheme"]) == ("hsm:2?label=root", "ecdsa-sha2-nistp256")
+    done = desk.json("init", "--root", made["public"], "--targets", made["public"])
+    assert {one["missing_count"] for one in done["pending"]} == {0, 1}
+    refused = desk.run("sign", "root", "--key", made["public"], code=exits.USAGE)
+    assert "hsm:2?label=root" in refused

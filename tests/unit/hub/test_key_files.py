@@ -67,6 +67,11 @@ def test_a_public_key_that_is_none_is_refused(tmp_path: Path) -> None:
         key_files.read_public(public)
     with pytest.raises(PublishRefused, match="is no key"):
         msgspec.structs.replace(made, key={"keytype": "x"}).verifier()
+    elsewhere = tmp_path / "alice.pem"
+    elsewhere.write_bytes(b"-----BEGIN PUBLIC KEY-----")
+    for uri, reason in (("hsm:", "is not a public key in PEM"), ("file2:x", "known are")):
+        with pytest.raises(PublishRefused, match=reason):
+            key_files.from_hardware("alice", uri, elsewhere)
     absent = msgspec.structs.replace(made, uri="hsm:2?label=none")
     key_files.write_public(public, absent)
     with pytest.raises(PublishRefused, match="hsm:2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,9 +171,15 @@ def test_a_document_is_what_its_path_says(hub: Hub) -> None:
 def test_a_release_waits_for_its_blobs(hub: Hub, reader: Reader) -> None:
     role = hub.add_publisher("acme", "demo")
     path, data = hub.release("demo", "1")
-    shutil.rmtree(hub.directory / "blobs")
+    (blob,) = (one for one in (hub.directory / "blobs").rglob("*") if one.is_file())
+    content = blob.read_bytes()
     hub.repository.put(role, {path: data}, now_utc_ms=hub.now)
     hub.sign(role)
+    for wrong, reason in ((content + b"!", "another length"), (content[::-1], "is corrupt")):
+        blob.write_bytes(wrong)
+        with pytest.raises(PublishRefused, match=reason):
+            hub.settle()
+    shutil.rmtree(hub.directory / "blobs")
     with pytest.raises(PublishRefused, match="is not in the repository"):
         hub.settle()
     assert reader.read(path) is None
@@ -273,7 +280,7 @@ def test_one_edits_at_a_time(hub: Hub) -> None:
         hub.repository._disk.locked(),  # noqa: SLF001 - stands for another process
         pytest.raises(PublishRefused, match="another process is changing it"),
     ):
-        Repository(hub.directory).redraft(DIRECTOR_ROLE, now_utc_ms=hub.now)
+        Repository(hub.directory, lock_wait_s=0.1).redraft(DIRECTOR_ROLE, now_utc_ms=hub.now)
 
 
 def test_what_is_no_repository_says_so(tmp_path: Path) -> None:
@@ -316,3 +323,72 @@ def test_a_reader_in_the_middle_of_a_rotation_believes_what_it_finds(
         for path in written:
             shutil.copy(path, before / "metadata" / path.name)
             Reader(tmp_path / f"at-{path.name}", address, hub.repository.roots()[0]).updater()
+
+
+def test_a_version_that_somebody_overtook_is_made_again(hub: Hub) -> None:
+    """Two desks start from the same version; the second one's work is not put out, nor lost."""
+    role = hub.add_publisher("acme", "demo")
+    path, data = hub.release("demo", "2")
+    hub.repository.put(role, {path: data}, now_utc_ms=hub.now)
+    hub.sign(role)
+    late = (hub.directory / "pending" / f"{role}.json").read_bytes()
+    hub.repository.cancel(role)
+    first = hub.publish(role, "demo", "1")
+    (hub.directory / "pending" / f"{role}.json").write_bytes(late)
+    assert hub.settle() == {}
+    assert (hub.repository.stale(), hub.repository.pending()) == ((role,), ())
+    with pytest.raises(PublishRefused, match="no version of it is being signed"):
+        hub.sign(role)
+    hub.repository.put(role, {path: data}, now_utc_ms=hub.now)
+    hub.sign(role)
+    hub.settle()
+    assert set(hub.repository.documents(role)) == {first, path}
+    assert hub.repository.stale() == ()
+
+
+@pytest.mark.parametrize("is_rotation", [False, True])
+def test_every_write_may_be_the_last_one_before_the_power_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_rotation: bool
+) -> None:
+    """Readers see the old or the new version after each write, and settling again ends it."""
+    hub = Hub(tmp_path / "repository")
+    hub.found()
+    role = hub.add_publisher("acme", "demo")
+    old = hub.publish(role, "demo", "1")
+    path, data = hub.release("demo", "2", 2)
+    hub.repository.put(role, {path: data}, now_utc_ms=hub.now)
+    hub.sign(role)
+    if is_rotation:
+        for one in ("snapshot", "timestamp"):
+            new = CryptoSigner.generate_ed25519()
+            hub.repository.set_keys(one, keys_of(new), now_utc_ms=hub.now)
+            hub.signers[one].append(new)
+        hub.sign("root")
+    whole, left = Path.rename, 0
+
+    def rename(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(5, "the power failed")
+        return whole(self, target)
+
+    writes = 0
+    with served(hub.directory) as address:
+        while True:
+            with monkeypatch.context() as failing:
+                failing.setattr(Path, "rename", rename)
+                left = writes
+                with contextlib.suppress(PublishRefused):
+                    hub.settle()
+            reader = Reader(tmp_path / f"reader-{writes}", address, hub.repository.roots()[0])
+            assert reader.read(old) is not None
+            seen = reader.read(path)
+            assert seen in {None, data}
+            if left >= 0:
+                break
+            writes += 1
+    assert seen == data
+    assert writes >= (4 if is_rotation else 3)
+    assert hub.repository.pending() == ()
+    assert hub.repository.due(hub.now) == ()
