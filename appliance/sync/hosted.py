@@ -1,0 +1,56 @@
+"""Lay a verified version out as its worker opens it: a directory of links under its files' names.
+
+What this room does: `HEX/NAME` for each file of the preferred edition, pointing to its blob.
+What it knows: llama.cpp finds the parts of split weights by their names, side by side; blobs are
+named by their content. Links can be made again at any time, so nothing here needs to be durable.
+What it never does: write into a blob, or leave a directory half made under its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from appliance.contract.release import FileRole
+from appliance.domain import HostedVersion, ModelVersion, Origin
+from appliance.sync.host import Offer
+
+_PREFIX = "sha256:"
+
+
+def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedVersion:
+    """Make the links of a version below `root` anew, and say what its worker loads. Blocks."""
+    release = offer.release
+    files = release.edition(release.quantisations[0])
+    directory = root / offer.digest.removeprefix(_PREFIX)
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(fresh)
+    fresh.mkdir(parents=True)
+    for file in files:
+        (fresh / file.name).symlink_to(path_of(file.blob.sha256))
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)
+    fresh.rename(directory)
+    version = ModelVersion(
+        model=release.model,
+        version=release.version,
+        digest=offer.digest,
+        blob_bytes=sum(file.blob.length for file in files),
+        origin=Origin.HUB,
+        key_id=offer.publisher,
+        signature="",
+    )
+    return HostedVersion(
+        version=version,
+        weights=tuple(
+            str(directory / file.name) for file in files if file.role is FileRole.WEIGHTS
+        ),
+        adapters={
+            file.name: str(directory / file.name) for file in files if file.role is FileRole.ADAPTER
+        },
+        memory_bytes=release.facts.memory_bytes,
+    )
