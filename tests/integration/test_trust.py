@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,3 +234,27 @@ def test_beliefs_come_from_the_first_source_that_answers(box: Box) -> None:
     assert (beliefs.standing("demo"), beliefs.release("demo", "3")) == (None, None)
     satisfied: host.Trust = beliefs
     assert satisfied is beliefs
+
+
+def test_a_kill_before_any_act_on_the_disk_leaves_the_old_or_the_new(
+    tmp_path: Path,
+) -> None:
+    with boxed(tmp_path / "box") as box:
+        box.refresh()
+        box.repository.rotate("timestamp")
+        digest = box.repository.release("acme", a_release("demo", "3", 3))
+        box.repository.assign("shops", 2, ("demo", "3", digest))
+        assert box.store.close(WAIT_S)
+        bootstrap = tmp_path / "root.json"
+        bootstrap.write_bytes(box.repository.bootstrap)
+        script = Path(__file__).with_name("trust_killed.py")
+        done = subprocess.run(
+            [sys.executable, script, box.directory, box.hub.url, bootstrap, "shops", "demo@3"],
+            env=os.environ | {"PYTHONPATH": str(script.parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20, done.stdout

@@ -23,6 +23,7 @@ class Box:
     """An appliance's trust, its disk and its clock."""
 
     def __init__(self, directory: Path, repository: Repository, hub: LoopbackHub) -> None:
+        directory.mkdir(exist_ok=True)
         self.directory = directory
         self.repository = repository
         self.hub = hub
