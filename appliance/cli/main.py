@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "config": ("config_check", "config", "Check the configuration."),
     "doctor": ("doctor", "doctor", "Look at this machine, and say what to mend."),
     "enrol": ("enrol", "enrol", "Enrol this appliance with a hub."),
+    "trust": ("trust", "trust", "Install the root by which versions are checked."),
     "hub": ("hub", "hub", "Be a hub: publish versions, serve them, know the appliances."),
     "demo": ("demo", "demo", "Start the demo model, ask it a few things, stop."),
     "completion": ("completion", "completion", "Print the shell's completion script."),

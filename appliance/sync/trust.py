@@ -35,14 +35,24 @@ from appliance.sync.generations import Generations, translated_disk
 from appliance.sync.remembered import Remembered
 from appliance.sync.verified import Freshness, Seen, Verified
 
+ROOT_BYTES_MAX: Final = 512_000
 CONFIG: Final = UpdaterConfig(
     max_root_rotations=256,
     max_delegations=32,
-    root_max_length=512_000,
+    root_max_length=ROOT_BYTES_MAX,
     timestamp_max_length=16_384,
     snapshot_max_length=2_000_000,
     targets_max_length=5_000_000,
 )
+
+
+class RootFacts(Value):
+    """What a root says of itself. `keys_count`, `threshold`: of those who may sign the next one."""
+
+    version: int
+    expires_utc_ms: int
+    keys_count: int
+    threshold: int
 
 
 class Trusted(Value):
@@ -128,6 +138,31 @@ class Trust:
                 yield learning
             finally:
                 self._generations.adopt(learning.path)
+
+
+def read_root(data: bytes) -> RootFacts:
+    """Check that a root is signed as it demands itself.
+
+    Raises:
+        Untrusted: it is none, or is not.
+    """
+    try:
+        if len(data) > ROOT_BYTES_MAX:
+            raise Untrusted(what="the root", reason=f"is longer than {ROOT_BYTES_MAX} bytes")
+        metadata = Metadata[Root].from_bytes(data)
+        if not isinstance(metadata.signed, Root):
+            raise Untrusted(what="the root", reason="is metadata of another role")
+        root: Root = metadata.signed
+        root.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
+    except tuf_errors.RepositoryError as error:
+        raise Untrusted(what="the root", reason=str(error)) from error
+    role = root.roles[Root.type]
+    return RootFacts(
+        version=root.version,
+        expires_utc_ms=_utc_ms(root),
+        keys_count=len(role.keyids),
+        threshold=role.threshold,
+    )
 
 
 class Learning:
@@ -271,9 +306,7 @@ class Learning:
         found: dict[str, Signed | None] = {Root.type: root}
         for name, kind in ((Timestamp.type, Timestamp), (Snapshot.type, Snapshot)):
             found[name], _ = self._signed(root, name, kind)
-        return {
-            name: int(signed.expires.timestamp() * 1000) for name, signed in found.items() if signed
-        }
+        return {name: _utc_ms(signed) for name, signed in found.items() if signed}
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -287,6 +320,10 @@ class Learning:
             raise Untrusted(what="the repository", reason=str(error)) from error
         except tuf_errors.DownloadError as error:
             raise HubUnreachable(source=self._name, reason=str(error)) from error
+
+
+def _utc_ms(signed: Signed) -> int:
+    return int(signed.expires.timestamp() * 1000)
 
 
 class _Fetcher(FetcherInterface):
