@@ -9,6 +9,7 @@ Everything is forked from this process, which has no threads, so that an act cos
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -63,7 +64,7 @@ def die_before(act: int, below: Path) -> None:
     sys.addaudithook(hook)
 
 
-def forked(work: Callable[[], None]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """Do work in a process of its own; returns how it ended, as os.waitstatus_to_exitcode does."""
     child = os.fork()
     if child == 0:
@@ -95,12 +96,12 @@ def main(directory: Path, url: str, bootstrap: Path, cohort: str, label: str) ->
         assert len(list((scratch / "tuf").glob("gen-*"))) <= 3  # kept, and the new
 
     shutil.copytree(directory, scratch, symlinks=True)
-    assert forked(lambda: refresh(scratch, url, root, cohort) and None) == 0
+    assert forked(lambda: refresh(scratch, url, root, cohort)) == 0
     fresh.update(content(scratch))
     for act in range(ACTS_MAX):
         shutil.rmtree(scratch)
         shutil.copytree(directory, scratch, symlinks=True)
-        ended = forked(lambda act=act: killed(act))
+        ended = forked(functools.partial(killed, act))
         assert forked(checked) == 0, act
         if ended == 0:
             print(act)  # noqa: T201 # read by the test

@@ -17,6 +17,7 @@ from appliance.sync.remembered import MIGRATIONS, Remembered
 from appliance.sync.verified import Freshness, Seen, Verified
 
 WAIT_S = 20.0
+Keys = dict[str, frozenset[str]]
 OLD, NEW = frozenset({"old"}), frozenset({"new"})
 
 
@@ -39,11 +40,7 @@ def emptied(store: Store) -> Remembered:
     return Remembered(store, store_wait_s=WAIT_S)
 
 
-def seen(
-    keys: dict[str, frozenset[str]] | None = None,
-    accepted: dict[str, frozenset[str]] | None = None,
-    **versions: int,
-) -> Seen:
+def seen(keys: Keys | None = None, accepted: Keys | None = None, /, **versions: int) -> Seen:
     signers = {"timestamp": OLD, "snapshot": OLD} | (keys or {})
     may = {"timestamp": OLD | NEW, "snapshot": OLD | NEW} | (accepted or {})
     return Seen(
@@ -77,7 +74,7 @@ def test_a_floor_ends_where_the_root_takes_its_signers_keys(remembered: Remember
         remembered.raise_floors(seen(new, **lower))
     with pytest.raises(Untrusted, match="targets is not trusted"):  # the snapshot's keys stand
         remembered.raise_floors(seen(new, {"timestamp": NEW}, **lower))
-    remembered.raise_floors(seen(new, {"timestamp": NEW}, timestamp=1, snapshot=1))
+    remembered.raise_floors(seen({"timestamp": NEW}, {"timestamp": NEW}, timestamp=1, snapshot=1))
     assert remembered.floors()["targets"] == 5
     remembered.raise_floors(seen(new, {"timestamp": NEW, "snapshot": NEW}, **lower))
     assert remembered.floors() == {"root": 1} | lower
