@@ -37,7 +37,9 @@ class BundleSource:
         Raises:
             SourceFailed: it is not there, not of that length, or can't be read.
         """
-        descriptor, offset = await in_thread(self._opened, blob)
+        descriptor, offset = await in_thread(
+            self._opened, blob, undo=lambda opened: os.close(opened[0])
+        )
         try:
             yield Body(start=start, pieces=_pieces(descriptor, offset, start, stop))
         finally:

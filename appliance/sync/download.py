@@ -41,6 +41,7 @@ from appliance.sync.progress import Account, Progress
 from appliance.sync.seeding import seed
 from appliance.sync.sources import Body, Ranking, Source, SourceFailed, Standing
 from appliance.sync.spans import Cutter, Layout, layout_of
+from appliance.sync.staging import Staged
 from appliance.sync.threads import in_thread
 from appliance.sync.throttle import Throttle
 
@@ -198,7 +199,8 @@ class Fetcher:
     ) -> AsyncIterator[Job]:
         """Open an unfinished file, and let go of it with everything recorded."""
         staged = await in_thread(
-            lambda: self._store.stage(layout, floor_bytes=self._settings.free_bytes_min)
+            lambda: self._store.stage(layout, floor_bytes=self._settings.free_bytes_min),
+            undo=Staged.close,
         )
         job = Job(staged, self._settings, account, told=told, now_ms=self._now_ms)
         try:

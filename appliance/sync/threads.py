@@ -15,8 +15,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def in_thread(call: Callable[..., T], *arguments: object) -> T:
-    """Run what blocks in a thread. If cancelled, wait until it has ended all the same."""
+async def in_thread(
+    call: Callable[..., T], *arguments: object, undo: Callable[[T], object] | None = None
+) -> T:
+    """Run what blocks in a thread. If cancelled, wait until it has ended all the same.
+
+    undo: what is done then with a result that nobody gets: an open file is closed.
+    """
     future = asyncio.get_running_loop().run_in_executor(None, call, *arguments)
     try:
         return await asyncio.shield(future)
@@ -24,5 +29,6 @@ async def in_thread(call: Callable[..., T], *arguments: object) -> T:
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
-        future.exception()  # it is the cancellation that counts
+        if future.exception() is None and undo is not None:
+            undo(future.result())
         raise

@@ -29,7 +29,7 @@ class Throttle:
     ) -> None:
         """Follow `limit`: bytes per second, 0 for a pause, None for no limit.
 
-        It is asked once a second while somebody waits, and at once after `changed`.
+        It is asked for every piece, and once a second while somebody waits.
         """
         self._limit = limit
         self._now_ms = now_ms
@@ -38,8 +38,9 @@ class Throttle:
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
 
-    def changed(self) -> None:
-        """Ask for the limit now: it is another one."""
+    def follow(self, limit: Callable[[], int | None]) -> None:
+        """Follow another limit from now on, also for who is waiting."""
+        self._limit = limit
         self._changed.set()
 
     async def take(self, count: int) -> None:

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from appliance.config import Bandwidth
+from appliance.config import Bandwidth, Config
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_MINUTES = 24 * 60
@@ -48,6 +48,12 @@ class Timetable:
         self._spans = tuple(_span(one) for one in spans)
         self._otherwise = otherwise
         self._zone = zone
+
+    @classmethod
+    def of(cls, config: Config) -> Timetable:
+        """Take what the configuration says."""
+        zone = ZoneInfo(config.server.time_zone) if config.server.time_zone else None
+        return cls(config.bandwidth, otherwise=config.downloads.bytes_per_s or None, zone=zone)
 
     def limit_at(self, utc_ms: int) -> int | None:
         """Find the limit in bytes per second; 0 is a pause, None no limit."""

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.config import Bandwidth
+from appliance.config import Bandwidth, Config, Downloads
+from appliance.config import Server as ServerSection
 from appliance.contract.chunk_map import Chunk
 from appliance.contract.release import BlobRef
 from appliance.errors import DiskFull
@@ -125,6 +126,15 @@ def test_the_first_span_that_applies_holds(when: tuple[int, ...], limit: int | N
     zone = "Europe/Zurich"
     table = Timetable((OFFICE, NIGHT, WEEKEND), otherwise=None, zone=ZoneInfo(zone))
     assert table.limit_at(_at(*when, zone=zone)) == limit
+
+
+def test_the_configuration_says_when_how_much() -> None:
+    downloads = Downloads(bytes_per_s=50)
+    server = ServerSection(time_zone="Asia/Tokyo")
+    table = Timetable.of(Config(server=server, downloads=downloads, bandwidth=(OFFICE,)))
+    assert table.limit_at(_at(2026, 11, 23, 0, 0)) == 100  # nine in the morning there
+    assert table.limit_at(_at(2026, 11, 23, 9, 0)) == 50
+    assert Timetable.of(Config()).limit_at(0) is None
 
 
 def test_an_hour_that_comes_twice_is_the_same_both_times() -> None:

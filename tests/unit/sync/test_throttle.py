@@ -49,32 +49,26 @@ def test_four_connections_share_a_limit_to_within_five_percent() -> None:
 
 
 def test_a_limit_is_followed_as_it_changes() -> None:
-    limits: list[int | None] = [1000]
-
     async def run() -> float:
-        throttle = Throttle(lambda: limits[0])
+        throttle = Throttle(lambda: 1000)
         async with asyncio.TaskGroup() as group:
             began = monotonic_ms()
             group.create_task(throttle.take(1_000_000))  # would take a quarter of an hour
             await asyncio.sleep(0)
-            limits[0] = None
-            throttle.changed()
+            throttle.follow(lambda: None)
         return monotonic_ms() - began
 
     assert asyncio.run(run()) < 500
 
 
 def test_a_pause_ends_when_the_limit_does() -> None:
-    limits = [0]
-
     async def run() -> None:
-        throttle = Throttle(lambda: limits[0])
+        throttle = Throttle(lambda: 0)
         async with asyncio.timeout(5), asyncio.TaskGroup() as group:
             task = group.create_task(throttle.take(10))
             await asyncio.sleep(0.05)
             assert not task.done()
-            limits[0] = 1_000_000
-            throttle.changed()
+            throttle.follow(lambda: 1_000_000)
 
     asyncio.run(run())
 
