@@ -20,6 +20,8 @@ from appliance.cli.hub_options import (
     key_options,
     place_options,
     read_part,
+    sign_shown,
+    yes_option,
 )
 from appliance.clock import utc_ms
 from appliance.contract.release import Strategy
@@ -82,6 +84,7 @@ def assign(
 @click.argument("role", default="")
 @click.option("--cancel", is_flag=True, help="Forget the pending version of ROLE.")
 @click.option("--renew", is_flag=True, help="Make a version of ROLE that only expires later.")
+@yes_option
 @key_options
 @place_options
 @json_option
@@ -90,6 +93,7 @@ def sign(
     role: str,
     cancel: bool,
     renew: bool,
+    yes: bool,
     ring: Ring,
     places: Places,
     as_json: bool,
@@ -106,7 +110,7 @@ def sign(
     else:
         if renew:
             places.repository.redraft(role, now_utc_ms=now)
-        _add_signatures(places, role, ring)
+        _add_signatures(places, role, ring, yes=yes)
     online = places.online()
     put_out = places.repository.refresh(online, now_utc_ms=now).versions if online else {}
     pending, due = places.repository.pending(), places.repository.due(now)
@@ -125,14 +129,16 @@ def sign(
         click.echo("nothing waits, nothing is due")
 
 
-def _add_signatures(places: Places, role: str, ring: Ring) -> None:
-    if role:
-        places.repository.sign(role, ring.signers())
-        return
+def _add_signatures(places: Places, role: str, ring: Ring, *, yes: bool) -> None:
     waiting = [one.role for one in places.repository.pending()]
-    if ring.paths and waiting and not places.repository.sign_all(ring.signers()):
+    if role and role not in waiting:
+        raise PublishRefused(what=role, reason="no version of it is being signed")
+    roles = [role] if role else waiting
+    if not (roles and ring.paths):
+        return
+    if not sign_shown(places.repository, ring.signers(), roles, yes=yes):
         reason = "none of these keys may sign it"
-        raise PublishRefused(what=", ".join(waiting), reason=reason)
+        raise PublishRefused(what=", ".join(roles), reason=reason)
 
 
 @click.command()

@@ -23,6 +23,8 @@ from appliance.cli.hub_options import (
     passphrase_option,
     place_options,
     public_keys,
+    sign_shown,
+    yes_option,
 )
 from appliance.clock import utc_ms
 from appliance.hub import founding, key_files
@@ -156,17 +158,20 @@ def show(
 @click.option("--model", "models", multiple=True, help="A model it may sign for (repeat it).")
 @click.option("--public", "publics", multiple=True, type=_FILE, help="A public key (repeat it).")
 @click.option("--threshold", type=int, default=1, help="How many of them must sign; default 1.")
+@yes_option
 @key_options
 @place_options
 @json_option
 def publisher(
+    *,
     name: str,
     models: tuple[str, ...],
     publics: tuple[Path, ...],
     threshold: int,
+    yes: bool,
     ring: Ring,
     places: Places,
-    as_json: bool,  # noqa: FBT001 - an option of a command
+    as_json: bool,
 ) -> None:
     """Let the publisher NAME sign for these models, besides those it has.
 
@@ -176,25 +181,28 @@ def publisher(
     now = utc_ms()
     holders = Holders(keys=public_keys(publics), threshold=threshold)
     role = founding.set_publisher(places.repository, name, models, holders, now_utc_ms=now)
-    places.repository.sign_all(ring.signers())
+    sign_shown(places.repository, ring.signers(), ("targets", role), yes=yes)
     _answer(places, now, {"role": role}, as_json=as_json)
 
 
 @key.command()
 @click.argument("name")
+@yes_option
 @key_options
 @place_options
 @json_option
 def drop(
+    *,
     name: str,
+    yes: bool,
     ring: Ring,
     places: Places,
-    as_json: bool,  # noqa: FBT001 - an option of a command
+    as_json: bool,
 ) -> None:
     """Let the publisher NAME sign nothing any more; appliances stop believing its releases."""
     now = utc_ms()
     places.repository.drop_publisher(name, now_utc_ms=now)
-    places.repository.sign_all(ring.signers())
+    sign_shown(places.repository, ring.signers(), ("targets",), yes=yes)
     _answer(places, now, {"publisher": name}, as_json=as_json)
 
 
@@ -202,16 +210,19 @@ def drop(
 @click.argument("role")
 @click.option("--public", "publics", multiple=True, type=_FILE, required=True, help="A new key.")
 @click.option("--threshold", type=int, default=1, help="How many of them must sign; default 1.")
+@yes_option
 @key_options
 @place_options
 @json_option
 def rotate(
+    *,
     role: str,
     publics: tuple[Path, ...],
     threshold: int,
+    yes: bool,
     ring: Ring,
     places: Places,
-    as_json: bool,  # noqa: FBT001 - an option of a command
+    as_json: bool,
 ) -> None:
     """Let these keys, and no others, sign ROLE: root, targets, snapshot, director and so on.
 
@@ -221,7 +232,10 @@ def rotate(
     now = utc_ms()
     holders = Holders(keys=public_keys(publics), threshold=threshold)
     places.repository.set_keys(role, holders.role_keys(), now_utc_ms=now)
-    places.repository.sign_all([*ring.signers(), *places.online()])
+    drafted = [one.role for one in places.repository.pending()]
+    roles = [one for one in ("root", "targets", role) if one in drafted]
+    signers = [*ring.signers(), *places.online()]
+    sign_shown(places.repository, signers, tuple(dict.fromkeys(roles)), yes=yes)
     _answer(places, now, {"role": role}, as_json=as_json)
 
 

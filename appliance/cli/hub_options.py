@@ -137,6 +137,11 @@ def key_options(command: Callable[..., object]) -> Callable[..., object]:
     )
 
 
+def yes_option(command: Command) -> Command:
+    """Let a command sign without asking."""
+    return click.option("--yes", is_flag=True, help="Sign what is shown without asking.")(command)
+
+
 def passphrase_option(command: Command) -> Command:
     """Let a command read a passphrase from a file."""
     return click.option(
@@ -209,6 +214,26 @@ def read_part(path: Path, kind: type[_T]) -> _T:
 def print_json(answer: object) -> None:
     """Print one object on one line."""
     click.echo(msgspec.json.encode(answer).decode())
+
+
+def sign_shown(
+    repository: Repository, signers: Sequence[Signer], roles: Sequence[str], *, yes: bool
+) -> tuple[Signing, ...]:
+    """Show what the signatures would vouch for, ask, and sign those roles that the keys may sign.
+
+    Raises:
+        PublishRefused: a signer failed.
+        CommandFailed: nobody said yes.
+    """
+    ids = {signer.public_key.keyid for signer in signers}
+    chosen = [role for role in roles if ids & set(repository.signers_of(role))]
+    for role in chosen:
+        click.echo(f"{role}:", err=True)
+        for change in repository.changes(role, signers):
+            click.echo(f"  {change.text}", err=True)
+    if chosen and not yes and not confirmed("Sign this?"):
+        raise CommandFailed("nothing was signed; say --yes where there is no terminal", USAGE)
+    return tuple(repository.sign(role, signers) for role in chosen)
 
 
 def print_put_out(versions: dict[str, int]) -> None:

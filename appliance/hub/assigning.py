@@ -65,6 +65,7 @@ def assign(
         strategy=strategy,
         not_before_utc_ms=not_before_utc_ms,
     )
+    repository.drop_unsigned(DIRECTOR_ROLE)  # whoever carried it here is not the director
     before = assignment_of(repository, cohort)
     kept = tuple(one for one in before.models if one.model != model) if before else ()
     models = (*kept, assigned)
@@ -79,6 +80,7 @@ def unassign(
     Raises:
         PublishRefused: the cohort has no such model, or none of the keys is the director's.
     """
+    repository.drop_unsigned(DIRECTOR_ROLE)
     before = assignment_of(repository, cohort)
     kept = tuple(one for one in before.models if one.model != model) if before else ()
     if before is None or len(kept) == len(before.models):
@@ -95,6 +97,7 @@ def halt(
     is_halted: bool = True,
 ) -> tuple[Assignment, Signing]:
     """Stop what a cohort has begun, or let it go on. Raises PublishRefused as `unassign`."""
+    repository.drop_unsigned(DIRECTOR_ROLE)
     before = assignment_of(repository, cohort)
     if before is None:
         raise PublishRefused(what=cohort, reason="nothing is assigned to it")

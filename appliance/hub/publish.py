@@ -11,6 +11,7 @@ or write anything before that.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from appliance.contract.release import (
     Strategy,
 )
 from appliance.contract.standing import Revoked, Standing
-from appliance.errors import PublishRefused
+from appliance.errors import DocumentRefused, PublishRefused
 from appliance.gguf import (
     GgufFault,
     GgufHead,
@@ -45,6 +46,7 @@ from appliance.hub.blob_files import take_bytes, take_file
 from appliance.hub.model_files import Edition, read_adapter, read_editions
 from appliance.hub.signing import Repository, Signer, Signing
 
+OTHERS_SHOWN = 5
 CONTEXT_TOKENS_COUNTED = 8192  # of a KV cache in `memory_bytes`; an appliance reckons its own
 
 
@@ -256,7 +258,18 @@ def _sign(
     *,
     now_utc_ms: int,
 ) -> Published:
+    vouched = {path}
+    if repository.is_signed_by(role, signers):
+        vouched |= {one.subject for one in repository.changes(role, signers)}
     repository.put(role, {path: document}, now_utc_ms=now_utc_ms)
+    others = [one.subject for one in repository.changes(role, signers)]
+    others = [subject for subject in others if subject not in vouched]
+    if others:
+        reason = (
+            f"signing it would also vouch for {', '.join(others[:OTHERS_SHOWN])}; look at it and "
+            f"sign with 'appliance hub sign {role}'"
+        )
+        raise PublishRefused(what=role, reason=reason)
     signing = repository.sign(role, signers)
     sha256 = repository.documents(role, pending=True)[path][0]
     return Published(path=path, sha256=sha256, signing=signing)
@@ -300,7 +313,8 @@ def _known_maps(repository: Repository, last: Release | None) -> dict[str, chunk
     for file in last.files if last else ():
         place = repository.blob_place(file.chunk_map.sha256)
         if place.is_file() and place.stat().st_size <= chunk_map.MAP_BYTES_MAX:
-            found[file.name] = chunk_map.decode(place.read_bytes())
+            with contextlib.suppress(DocumentRefused):  # it only says how much would be new
+                found[file.name] = chunk_map.decode(place.read_bytes())
     return found
 
 

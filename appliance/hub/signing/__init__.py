@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from securesystemslib.signer import Signer
 
+from appliance.hub.signing.changes import Change
 from appliance.hub.signing.repository import Due, Repository, Settled
 from appliance.hub.signing.role_keys import RoleKeys
 from appliance.hub.signing.state import Signing, Validity
 
-__all__ = ["Due", "Repository", "RoleKeys", "Settled", "Signer", "Signing", "Validity"]
+__all__ = ["Change", "Due", "Repository", "RoleKeys", "Settled", "Signer", "Signing", "Validity"]

@@ -24,6 +24,7 @@ from appliance.errors import PublishRefused
 from appliance.hub.blob_files import blob_fault
 from appliance.hub.placed import check_placed
 from appliance.hub.signing import settling
+from appliance.hub.signing.changes import Change, changes, is_signed_by
 from appliance.hub.signing.disk import Disk
 from appliance.hub.signing.role_keys import (
     RoleKeys,
@@ -117,6 +118,8 @@ class Repository:
             PublishRefused: no such role, or no sufficient keys.
         """
         keys.check(role)
+        if role == DIRECTOR_ROLE:
+            self.drop_unsigned(role)
         with self._disk.locked():
             state = self._newest()
             if role in state.root.roles:
@@ -218,8 +221,36 @@ class Repository:
             self._disk.keep_pending(role, metadata.to_bytes())
             return self._newest().signing(role)
 
+    def changes(self, role: str, signers: Sequence[Signer]) -> tuple[Change, ...]:
+        """List what a signature by these keys would newly vouch for; to be shown before `sign`.
+
+        Where none of them signed the version that readers see, that is everything in it: whoever
+        keeps the repository may have written anything there.
+
+        Raises:
+            PublishRefused: nothing is pending.
+        """
+        if role not in self._pending():
+            raise PublishRefused(what=role, reason="no version of it is being signed")
+        current = State(self._disk.current())
+        base = current.metadata(role) if role in current else None
+        if base is not None and not is_signed_by(base, signers):
+            base = None
+        return changes(self._newest().metadata(role), base)
+
+    def is_signed_by(self, role: str, signers: Sequence[Signer]) -> bool:
+        """Tell whether one of these keys signed the pending version as it is."""
+        return role in self._pending() and is_signed_by(self._newest().metadata(role), signers)
+
+    def drop_unsigned(self, role: str) -> None:
+        """Forget a pending version that has not enough signatures, so that nothing builds on it."""
+        if any(one.role == role and one.missing_count for one in self.pending()):
+            self.cancel(role)
+
     def sign_all(self, signers: Sequence[Signer]) -> tuple[Signing, ...]:
         """Sign every pending version that any of `signers` may sign; returns these, as they are.
+
+        What the online keys' roles hold is signed by nothing but `refresh` and who drafted it.
 
         Raises:
             PublishRefused: a signer failed.
@@ -316,8 +347,8 @@ class Repository:
         """
         renew = {due.role for due in self.due(now_utc_ms) if due.is_online}
         if DIRECTOR_ROLE in renew:
+            self.drop_unsigned(DIRECTOR_ROLE)  # a publisher may have carried one here
             self.redraft(DIRECTOR_ROLE, now_utc_ms=now_utc_ms)
-        if DIRECTOR_ROLE in self._pending():
             self.sign(DIRECTOR_ROLE, signers)
         return self.settle(signers, now_utc_ms=now_utc_ms, renew=renew - {DIRECTOR_ROLE})
 

@@ -57,9 +57,10 @@ def founded(desk: Desk) -> Desk:
     desk.run("init", "--keys", desk.keys, *desk.passphrase())
     desk.run("key", "new", "acme", "--keys", desk.keys, *desk.passphrase())
     done = desk.json("key", "publisher", "acme", "--model", "demo",
-                     "--public", desk.keys / "acme.pub", *desk.opened("targets"))  # fmt: skip
+                     "--public", desk.keys / "acme.pub", "--yes",
+                     *desk.opened("targets"))  # fmt: skip
     assert [one["role"] for one in done["pending"]] == ["publisher-acme"]
-    assert desk.json("sign", *desk.opened("acme"))["put_out"]["publisher-acme"] == 1
+    assert desk.json("sign", "--yes", *desk.opened("acme"))["put_out"]["publisher-acme"] == 1
     return desk
 
 
@@ -105,10 +106,10 @@ def test_owners_found_a_repository_one_after_the_other(desk: Desk) -> None:
     assert {one["role"]: one["missing_count"] for one in done["pending"]} == {
         "director": 0, "root": 2, "targets": 1
     }  # fmt: skip
-    assert "root 1 waits for 1 more of: ben:" in desk.run("sign", *desk.opened("ann"))
+    assert "root 1 waits for 1 more of: ben:" in desk.run("sign", "--yes", *desk.opened("ann"))
     assert "none of these keys" in desk.run("sign", "targets", *desk.opened("cy"), code=exits.USAGE)
-    assert desk.run("sign", *desk.opened("cy")).startswith("put out: director 1, root 1")
-    rotated = desk.run("key", "rotate", "root", "--public", ann, *desk.opened("ann"))
+    assert desk.run("sign", "--yes", *desk.opened("cy")).startswith("put out: director 1, root 1")
+    rotated = desk.run("key", "rotate", "root", "--public", ann, "--yes", *desk.opened("ann"))
     assert "root 2 waits for 1 more of: ben:" in rotated
     assert desk.run("sign", "root", "--cancel") == "nothing waits, nothing is due\n"
 
@@ -150,7 +151,7 @@ def test_what_is_refused_is_one_line(founded: Desk, tmp_path: Path) -> None:
         (("export", "--cohort", "shops", "--to", tmp_path / "x"), "nothing is assigned to it"),
         (("sign", "--cancel"), "need a ROLE"),
         (("sign", "--renew"), "need a ROLE"),
-        (("sign", "root", *founded.opened("root")), "no version of it is being signed"),
+        (("sign", "targets", *founded.opened("root")), "no version of it is being signed"),
         (("key", "drop", "none"), "delegates to no such role"),
         (("key", "rotate", "none", "--public", founded.keys / "acme.pub"), "no such role"),
         (("init", "--keys", tmp_path / "more", "--no-passphrase"), "a repository already"),
@@ -164,13 +165,15 @@ def test_what_is_refused_is_one_line(founded: Desk, tmp_path: Path) -> None:
 
 
 def test_a_publisher_leaves(founded: Desk) -> None:
-    done = founded.json("key", "drop", "acme", *founded.opened("targets"))
+    done = founded.json("key", "drop", "acme", "--yes", *founded.opened("targets"))
     assert done["put_out"]["targets"] == 3
     assert done["pending"] == []
 
 
 def test_an_offline_role_is_renewed(founded: Desk) -> None:
-    shown = founded.run("sign", "root", "--renew", *founded.opened("root"))
+    renew = ("sign", "root", "--renew", *founded.opened("root"))
+    assert "nothing was signed; say --yes" in founded.run(*renew, code=exits.USAGE)
+    shown = founded.run(*renew, "--yes")
     assert shown.startswith("put out: root 2")
 
 

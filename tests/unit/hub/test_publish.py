@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from securesystemslib.signer import CryptoSigner
 
 from appliance.contract import chunk_map
 from appliance.contract.assignment import Assignment
-from appliance.contract.document import decode
+from appliance.contract.document import SCHEMA, decode, encode
 from appliance.contract.names import DIRECTOR_ROLE, assignment_path, release_path, standing_path
 from appliance.contract.release import FileRole, Release, Strategy
 from appliance.contract.standing import Standing
@@ -23,7 +24,7 @@ from appliance.gguf import read_head, tokenizer_digest
 from appliance.hub import assigning, publish
 from appliance.hub.export import export
 from appliance.hub.publish import Intent
-from tests.unit.hub.published import Hub, Reader, served
+from tests.unit.hub.published import DAY, Hub, Reader, keys_of, served
 from tools.gguf_writer import SHAPES, Lora, Quantisation, byte_vocabulary, write_llama, write_lora
 
 ROLE = "publisher-acme"
@@ -296,3 +297,69 @@ def test_a_bundle_leaves_out_what_the_site_has(hub: Hub, tmp_path: Path) -> None
     with pytest.raises(PublishRefused, match="No such file"):
         export(hub.repository, "shops", tmp_path / "no" / "stick")
     assert hub.repository.documents(DIRECTOR_ROLE)
+
+
+def plant(hub: Hub, role: str, path: str, document: bytes) -> None:
+    """Write a document into the pending version of a role, as whoever holds the hub could."""
+    hub.repository.put(role, {path: document}, now_utc_ms=hub.now)
+
+
+def test_a_publisher_vouches_for_nothing_that_was_planted(hub: Hub, tmp_path: Path) -> None:
+    published(hub, "1", model(tmp_path / "one.gguf"))
+    path, planted = hub.release("demo", "666", 666)
+    plant(hub, ROLE, path, planted)
+    with pytest.raises(PublishRefused, match="would also vouch for models/demo/666/release"):
+        published(hub, "2", model(tmp_path / "two.gguf", template="{{ 2 }}"))
+    assert {one.missing_count for one in hub.repository.pending()} == {1}
+    hub.repository.cancel(ROLE)
+    published(hub, "2", model(tmp_path / "two.gguf"))
+    assert path not in hub.repository.documents(ROLE)
+
+
+def test_what_is_not_signed_by_the_own_key_is_all_shown(hub: Hub, tmp_path: Path) -> None:
+    """The hub's copy of the last version may be forged too: then nothing in it is known."""
+    published(hub, "1", model(tmp_path / "one.gguf"))
+    path, planted = hub.release("demo", "666", 666)
+    own = hub.signers[ROLE]
+    hub.signers[ROLE] = [CryptoSigner.generate_ed25519()]
+    hub.repository.set_keys(ROLE, keys_of(*hub.signers[ROLE]), now_utc_ms=hub.now)
+    plant(hub, ROLE, path, planted)
+    for one in ("targets", ROLE):
+        hub.sign(one)
+    hub.settle()
+    hub.repository.redraft(ROLE, now_utc_ms=hub.now)
+    subjects = {one.subject for one in hub.repository.changes(ROLE, own)}
+    assert {path, release_path("demo", "1")} <= subjects
+    assert hub.repository.changes(ROLE, hub.signers[ROLE]) == ()
+
+
+def test_two_versions_wait_for_the_second_owner(tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "repository")
+    hub.found()
+    hub.signers[ROLE] = [CryptoSigner.generate_ed25519() for _ in range(2)]
+    keys = keys_of(*hub.signers[ROLE], threshold=2)
+    hub.repository.set_publisher("acme", ["demo"], keys, now_utc_ms=hub.now)
+    for one in ("targets", ROLE):
+        hub.sign(one)
+    hub.settle()
+    both, hub.signers[ROLE] = hub.signers[ROLE], hub.signers[ROLE][:1]
+    published(hub, "1", model(tmp_path / "one.gguf"))
+    published(hub, "2", model(tmp_path / "two.gguf", template="{{ 2 }}"))
+    shown = [one.subject for one in hub.repository.changes(ROLE, both[1:])]
+    assert shown == [release_path("demo", "1"), release_path("demo", "2")]
+    assert hub.repository.sign(ROLE, both[1:]).missing_count == 0
+    assert hub.settle()[ROLE] == 2
+
+
+def test_the_director_signs_nothing_that_a_publisher_carried(hub: Hub, tmp_path: Path) -> None:
+    published(hub, "1", model(tmp_path / "one.gguf"))
+    planted = Assignment(schema=SCHEMA, cohort="banks", sequence=9, issued_utc_ms=hub.now)
+    plant(hub, DIRECTOR_ROLE, assignment_path("banks"), encode(planted))
+    hub.repository.refresh(hub.online, now_utc_ms=hub.now)
+    assert hub.repository.documents(DIRECTOR_ROLE) == {}
+    assign(hub, "1")
+    hub.settle()
+    assert set(hub.repository.documents(DIRECTOR_ROLE)) == {assignment_path("shops")}
+    plant(hub, DIRECTOR_ROLE, assignment_path("banks"), encode(planted))
+    hub.repository.refresh(hub.online, now_utc_ms=hub.now + 16 * DAY)
+    assert set(hub.repository.documents(DIRECTOR_ROLE)) == {assignment_path("shops")}
