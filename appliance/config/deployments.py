@@ -38,6 +38,10 @@ class Deployments(Section):
             ),
         ),
     ] = ()
+    inbox_dir: Annotated[
+        str,
+        Meta(description="Directory in which dropped bundles are taken in; empty: there is none."),
+    ] = ""
     time_zone: Annotated[
         str,
         Meta(max_length=64, description="Time zone of the site, as in Europe/Berlin; empty: UTC."),

@@ -155,9 +155,9 @@ class Acts:
     async def _load(self, now: Deployment) -> Happening:
         if now.previous and not now.is_alone:
             self._note_baseline(now.previous, at_least=1)
+        hosted = await self._laid_out(now)
+        instead_of = now.previous if now.is_alone else None
         try:
-            hosted = await self._site.hosted(self._offer(now))
-            instead_of = now.previous if now.is_alone else None
             loaded = await self._site.host.load(hosted, instead_of)
         except WorkerLost as error:
             return self.happened(Event.WORKER_LOST, str(error))
@@ -168,6 +168,15 @@ class Acts:
             return self.happened(Event.NO_ROOM, reason)
         self._loaded = loaded
         return self.happened(Event.LOADED, f"in {loaded.load_ms:.0f} ms")
+
+    async def _laid_out(self, now: Deployment) -> HostedVersion:
+        """Lay the version out; a disk that is full or gone is waited for."""
+        while True:
+            try:
+                return await self._site.hosted(self._offer(now))
+            except SyncError as error:
+                self.waiting_for = str(error)
+                await self._site.sleep(self._site.pace.retry_s)
 
     async def _check(self, now: Deployment) -> Happening:
         release = self._offer(now).release

@@ -37,6 +37,7 @@ from appliance.sync.eligibility import (
     withdrawn,
 )
 from appliance.sync.host import Offer, Trust
+from appliance.sync.inbox import Inbox
 from appliance.sync.journal import Journal
 from appliance.sync.judge import judge, measured
 from appliance.sync.schedule import Schedule
@@ -84,10 +85,11 @@ class Agent:
 
     # --- life ---
 
-    async def run(self, schedule: Schedule | None = None) -> None:
+    async def run(self, schedule: Schedule | None = None, inbox: Inbox | None = None) -> None:
         """Serve what is written down, then live until `close`.
 
-        schedule: when to look for news by itself; None: only when told.
+        schedule: when to look for news by itself; None: only when told. inbox: where bundles are
+        dropped; None: nowhere.
 
         Raises:
             StoreError: state.db can't be read.
@@ -99,13 +101,15 @@ class Agent:
             if schedule is not None:
                 schedule.start()
             try:
-                ticking = group.create_task(self._tick_on())
+                looking = [group.create_task(self._tick_on())]
+                if inbox is not None:
+                    looking.append(group.create_task(self._take_in(inbox)))
                 await self._closing.wait()
             finally:
                 if schedule is not None:
                     schedule.stop()
             self._group = None
-            for task in (*self._carried.values(), ticking):
+            for task in (*self._carried.values(), *looking):
                 task.cancel()
         await self.journal.close()
 
@@ -194,6 +198,12 @@ class Agent:
         while True:
             await self.site.sleep(self._settings.tick_s)
             await self.tick()
+
+    async def _take_in(self, inbox: Inbox) -> None:
+        while True:
+            await self.site.sleep(self._settings.tick_s)
+            if await inbox.look():
+                await self.consider()
 
     async def tick(self) -> None:
         """Look at clocks, deadlines, what could not be written, and what is regretted."""
@@ -395,7 +405,10 @@ class Agent:
             self._committed[model] = ended
         if ended.state is State.ROLLED_BACK and ended.undo is not None:
             await self.site.host.stand_by(model, None)
-        await self.site.blobs.prune(self.journal.roots())
+        try:
+            await self.site.blobs.prune(self.journal.roots())
+        except SyncError as error:
+            self._log("not_pruned", reason=str(error))
         if ended.undo is None:
             await self.consider()
 

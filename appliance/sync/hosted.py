@@ -17,24 +17,30 @@ from pathlib import Path
 from appliance.contract.release import FileRole
 from appliance.domain import HostedVersion, ModelVersion, Origin
 from appliance.sync.host import Offer
+from appliance.sync.space import disk
 
 _PREFIX = "sha256:"
 
 
 def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedVersion:
-    """Make the links of a version below `root` anew, and say what its worker loads. Blocks."""
+    """Make the links of a version below `root` anew, and say what its worker loads. Blocks.
+
+    Raises:
+        DiskFull, DiskRefused: they can't be made.
+    """
     release = offer.release
     files = release.edition(release.quantisations[0])
     directory = root / offer.digest.removeprefix(_PREFIX)
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(fresh)
-    fresh.mkdir(parents=True)
-    for file in files:
-        (fresh / file.name).symlink_to(path_of(file.blob.sha256))
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)
-    fresh.rename(directory)
+    with disk(root):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(fresh)
+        fresh.mkdir(parents=True)
+        for file in files:
+            (fresh / file.name).symlink_to(path_of(file.blob.sha256))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+        fresh.rename(directory)
     version = ModelVersion(
         model=release.model,
         version=release.version,

@@ -40,6 +40,7 @@ from appliance.sync.agent import Agent, Here
 from appliance.sync.deployment import Bounds, Deployment
 from appliance.sync.host import Offer
 from appliance.sync.hosted import laid_out
+from appliance.sync.inbox import Inbox
 from appliance.sync.journal import MIGRATIONS, Journal
 from appliance.sync.judge import Bars
 from appliance.sync.orders import Orders
@@ -208,7 +209,7 @@ class Box:
         await asyncio.sleep(0.0005)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[tuple[Agent, Orders]]:
+    async def running(self, inbox: Inbox | None = None) -> AsyncIterator[tuple[Agent, Orders]]:
         store = Store(self._directory / "state.db", MIGRATIONS, StoreSettings())
         journal = Journal(store, self._directory, history_max=100, boot_id="boot")
         agent = Agent(
@@ -221,7 +222,7 @@ class Box:
         orders = Orders(agent, lambda *row: self.record.append(row))
         try:
             async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-                group.create_task(agent.run())
+                group.create_task(agent.run(None, inbox))
                 yield agent, orders
                 agent.close()
         finally:

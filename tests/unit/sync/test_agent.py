@@ -14,6 +14,7 @@ from appliance.contract.release import Expectation, HealthPack
 from appliance.errors import DeploymentRefused, HubUnreachable
 from appliance.sync.agent import Agent
 from appliance.sync.eligibility import Refusal, Wish
+from appliance.sync.inbox import Inbox
 from appliance.sync.states import State
 from tests.unit.sync.agent_world import MODEL, QUICK, Box, digest_of, until
 
@@ -372,4 +373,19 @@ def test_a_deployment_under_way_goes_on_after_a_clean_restart(tmp_path: Path) ->
             await orders.approve("admin", MODEL)
             await until(lambda: again.host.serves == ("2", "1", 0.0))
 
+    run(test())
+
+
+def test_what_a_dropped_bundle_says_is_acted_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        box = box_with(tmp_path, "1")
+
+        async def take_in(path: Path) -> None:
+            box.hub.assign(path.stem)
+
+        async with box.running(Inbox(tmp_path / "inbox", take_in)):
+            (tmp_path / "inbox" / "1.tar").write_bytes(b"signed")
+            await until(lambda: box.host.serves == ("1", "", 0.0))
+
+    (tmp_path / "inbox").mkdir()
     run(test())
