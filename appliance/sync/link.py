@@ -132,7 +132,7 @@ class _Session:
         """Say who we are. Raises AioRpcError or TimeoutError where that fails."""
         hello = pb.SessionRequest(hello=pb.Hello(program=program, outbox=outbox))
         async with asyncio.timeout(self._settings.dial_timeout_s):
-            await self._call.write(hello)
+            await self._say(hello)
             answer = await self._call.read()
         if isinstance(answer, pb.SessionResponse) and answer.HasField("welcome"):
             return answer.welcome
@@ -224,8 +224,12 @@ class _Session:
             await self._say(pb.SessionRequest(report=said))
 
     async def _say(self, message: pb.SessionRequest) -> None:
-        async with asyncio.timeout(self._settings.dial_timeout_s):
-            await self._call.write(message)
+        """Send one message; where the call is over, raise its status."""
+        try:
+            async with asyncio.timeout(self._settings.dial_timeout_s):
+                await self._call.write(message)
+        except asyncio.InvalidStateError:  # grpc.aio: "RPC already finished"
+            await self._call.read()
 
     async def _pass_on(self) -> str:
         """Pass hints on after a random wait, so that a fleet does not come at once."""
