@@ -25,7 +25,7 @@ class Hub(Section):
     ] = "/var/lib/appliance-hub"
     online_keys_dir: Annotated[
         str,
-        Meta(description="Directory of the keys that sign on line; empty: state_dir/online-keys."),
+        Meta(description="Directory of the keys that sign on line; empty: online in state_dir."),
     ] = ""
     listen: Annotated[
         str, Meta(min_length=1, description="Address 'HOST:PORT' of HTTPS; port 0: any free one.")

@@ -8,14 +8,16 @@ What it never does: open an offline key.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from appliance import logs
 from appliance.contract.names import DIRECTOR_ROLE
 from appliance.errors import PublishRefused
 from appliance.hub import key_files
 from appliance.hub.key_files import PublicKey
-from appliance.hub.signing import Repository, Settled, Signer
+from appliance.hub.signing import Due, Repository, Settled, Signer
 
 ONLINE_ROLES = ("snapshot", "timestamp", DIRECTOR_ROLE)
 KEYS_DIRECTORY = "online"  # in hub.state_dir, unless hub.online_keys_dir says otherwise
@@ -53,16 +55,29 @@ def open_keys(directory: Path) -> tuple[Signer, ...]:
 def resigner(repository: Repository, directory: Path) -> Callable[[int], str]:
     """Make what a running hub calls from time to time: it signs again, and says what it did.
 
-    Pending versions that have become complete are put out on the way. It raises PublishRefused.
+    Pending versions that have become complete are put out on the way. It raises PublishRefused, and
+    names in the log what only offline keys can sign again, long before that is over.
     """
 
     def resign(now_utc_ms: int) -> str:
         signers = open_keys(directory)
-        if not signers or not repository.roots():
+        if not repository.roots():
+            return ""
+        for one in repository.due(now_utc_ms):
+            if not one.is_online:
+                logs.event("offline_signature_due", level=logging.WARNING, **_fields(one))
+            elif not signers:
+                reason = f"{one.role} {one.reason}, and there is no key here"
+                raise PublishRefused(what=str(directory), reason=reason)
+        if not signers:
             return ""
         return shown(repository.refresh(signers, now_utc_ms=now_utc_ms))
 
     return resign
+
+
+def _fields(due: Due) -> dict[str, object]:
+    return {"role": due.role, "expires_utc_ms": due.expires_utc_ms, "reason": due.reason}
 
 
 def shown(settled: Settled) -> str:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from appliance import logs
@@ -25,7 +25,6 @@ from appliance.hub import inventory
 from appliance.hub.admission import Admission
 from appliance.hub.authority import Authority
 from appliance.hub.enrol import Enrolment
-from appliance.hub.online_signing import ONLINE_KEYS_DIRECTORY, OnlineSigning
 from appliance.hub.push import PushServer
 from appliance.hub.repository_watch import RepositoryWatch
 from appliance.hub.server import HubServer
@@ -38,6 +37,8 @@ STORE_CLOSE_S = 10.0
 GOODBYE_S = 2.0
 _DAY_MS = 86_400_000
 _PORT_MAX = 65_535
+
+Resign = Callable[[int], str]
 
 
 def hub_directory(config: Config) -> Path:
@@ -73,24 +74,28 @@ def opened_inventory(config: Config) -> Iterator[Store]:
         store.close(STORE_CLOSE_S)
 
 
-def run(config: Config) -> None:
+def run(config: Config, resign: Resign | None = None) -> None:
     """Serve until asked to stop; blocks.
+
+    resign: signs what must be signed by the online keys at a time (UTC, ms), and says in words what
+    it did, "" for nothing; None: this hub signs nothing by itself.
 
     Raises:
         ApplianceError: the configuration can't be followed, or the inventory not be opened.
     """
     with opened_inventory(config) as store:
-        asyncio.run(HubProcess(config, store).run())
+        asyncio.run(HubProcess(config, store, resign).run())
 
 
 class HubProcess:
     """The running hub. Lives in one event loop."""
 
-    def __init__(self, config: Config, store: Store) -> None:
+    def __init__(self, config: Config, store: Store, resign: Resign | None) -> None:
         """Build; `run` starts. Blocks for small files."""
         settings = config.hub
         directory = hub_directory(config)
         self._settings = settings
+        self._resign = resign
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         repository = directory / REPOSITORY_DIRECTORY
@@ -125,8 +130,6 @@ class HubProcess:
             ca_pem=authority.certificate_pem,
         )
         self._watch = RepositoryWatch(repository)
-        keys = Path(settings.online_keys_dir or directory / ONLINE_KEYS_DIRECTORY)
-        self._signing = OnlineSigning(repository, keys)
 
     async def run(self) -> None:
         """Listen, watch and sign until a signal, then drain."""
@@ -169,9 +172,10 @@ class HubProcess:
             try:
                 if await asyncio.to_thread(self._certificate.refresh, utc_ms()):
                     logs.event("hub_certificate_renewed")
-                versions = await asyncio.to_thread(self._signing.refresh, utc_ms())
-                if versions:
-                    logs.event("signed_again", **versions)
+                if self._resign is not None:
+                    done = await asyncio.to_thread(self._resign, utc_ms())
+                    if done:
+                        logs.event("signed_again", what=done)
             except ApplianceError as error:
                 logs.event("signing_failed", level=logging.ERROR, reason=error.message)
             await asyncio.sleep(self._settings.resign_check_s)

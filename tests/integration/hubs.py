@@ -26,7 +26,9 @@ TIMEOUT_S = 20.0
 class RunningHub(RunningProgram):
     """`appliance hub serve` in a process, on loopback, its directory in `place`."""
 
-    def __init__(self, place: Path, **settings: object) -> None:
+    def __init__(
+        self, place: Path, *, env: dict[str, str] | None = None, **settings: object
+    ) -> None:
         """Start it at any free ports; `settings` are keys of the table `hub`."""
         self.state_dir = place / "hub"
         given = {
@@ -40,7 +42,7 @@ class RunningHub(RunningProgram):
         self.options = [
             text for key, value in given.items() for text in ("--set", f"hub.{key}={value}")
         ]
-        super().__init__(command("hub", "serve", *self.options))
+        super().__init__(command("hub", "serve", *self.options), **(env or {}))
 
     @property
     def url(self) -> str:
