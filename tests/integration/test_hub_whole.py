@@ -12,7 +12,7 @@ import pytest
 
 from appliance.access.device import DeviceIdentity
 from appliance.clock import utc_ms
-from appliance.config import Downloads
+from appliance.config import Downloads, Refresh
 from appliance.config import Store as StoreSettings
 from appliance.contract.assignment import Assigned, Assignment
 from appliance.contract.document import SCHEMA, encode
@@ -23,8 +23,7 @@ from appliance.hub.online import KEYS_DIRECTORY
 from appliance.store import Store
 from appliance.sync.blobs import BlobStore
 from appliance.sync.download import Fetcher
-from appliance.sync.fetcher import Bounds
-from appliance.sync.fetcher import HttpSource as MetadataSource
+from appliance.sync.fetcher import HttpMetadata
 from appliance.sync.http_source import HttpSource
 from appliance.sync.remembered import MIGRATIONS, Remembered
 from appliance.sync.throttle import Throttle
@@ -77,7 +76,7 @@ def trusting(place: Path, bootstrap: bytes) -> Iterator[Trust]:
 
 
 def refreshed(trust: Trust, identity: DeviceIdentity) -> Trusted:
-    source = MetadataSource(identity.hub.url, Bounds(deadline_s=TIMEOUT_S), tls=identity.tls)
+    source = HttpMetadata(identity.hub.url, Refresh(), tls=identity.tls)
     return trust.refresh(source, identity.hub.cohort)
 
 
