@@ -108,4 +108,7 @@ def test_a_running_hub_signs_again_and_says_what(tmp_path: Path) -> None:
     hub.repository.redraft("publisher-acme", now_utc_ms=hub.now)
     hub.sign("publisher-acme")
     assert resign(hub.now) == "publisher-acme 2, snapshot 3, timestamp 4"
-    assert online.resigner(hub.repository, tmp_path / "none")(hub.now + 10**10) == ""
+    keyless = online.resigner(hub.repository, tmp_path / "none")
+    assert keyless(hub.now) == ""
+    with pytest.raises(PublishRefused, match="no key here"):
+        keyless(hub.now + 10**10)
