@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from appliance.sync.http_source import HttpSource
 
 from appliance.access.device import DeviceIdentity
 from appliance.clock import utc_ms
@@ -24,7 +25,6 @@ from appliance.store import Store
 from appliance.sync.blobs import BlobStore
 from appliance.sync.download import Fetcher
 from appliance.sync.fetcher import HttpMetadata
-from appliance.sync.http_source import HttpSource
 from appliance.sync.remembered import MIGRATIONS, Remembered
 from appliance.sync.throttle import Throttle
 from appliance.sync.trust import Trust, Trusted
