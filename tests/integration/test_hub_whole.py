@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from appliance.sync.http_source import HttpSource
 
 from appliance.access.device import DeviceIdentity
 from appliance.clock import utc_ms
@@ -25,6 +24,7 @@ from appliance.store import Store
 from appliance.sync.blobs import BlobStore
 from appliance.sync.download import Fetcher
 from appliance.sync.fetcher import HttpMetadata
+from appliance.sync.http_blobs import HttpBlobs
 from appliance.sync.remembered import MIGRATIONS, Remembered
 from appliance.sync.throttle import Throttle
 from appliance.sync.trust import Trust, Trusted
@@ -160,7 +160,7 @@ def test_blobs_are_fetched_by_chunk_over_mtls(tmp_path: Path) -> None:
 
         async def fetched() -> bytes:
             store = BlobStore(tmp_path / "box")
-            source = HttpSource("hub", identity.hub.url, Downloads(), tls=identity.tls)
+            source = HttpBlobs("hub", identity.hub.url, Downloads(), tls=identity.tls)
             fetcher = Fetcher(store, [source], Downloads(), Throttle(lambda: None))
             try:
                 await fetcher.fetch_now([wanted])
