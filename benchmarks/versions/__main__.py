@@ -20,11 +20,15 @@ import click
 from benchmarks.bars import Bar, judge
 from benchmarks.harness import machine
 from benchmarks.report import Results, keep
-from benchmarks.versions import download
+from benchmarks.versions import download, rollback
 from benchmarks.versions.bench import Bench
 
-SUITES: dict[str, Callable[[Bench], None]] = {download.SUITE: download.measure}
-BARS: tuple[Bar, ...] = download.BARS
+SUITES: dict[str, Callable[[Bench], None]] = {
+    download.SUITE: download.measure,
+    rollback.SUITE: rollback.measure_loaded,
+    rollback.CACHED_SUITE: rollback.measure_cached,
+}
+BARS: tuple[Bar, ...] = (*download.BARS, *rollback.BARS)
 _PEERS = "Peers: the tools that people use for it by hand, on the same server."
 
 

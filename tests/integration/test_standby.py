@@ -27,6 +27,7 @@ from appliance.errors import DeploymentRefused, ModelNotReady, ModelUnloadable
 from appliance.runtime.host import Host
 from appliance.runtime.placement import Room
 from appliance.runtime.standby import Standbys, machine_room
+from appliance.sync.host import Examiner, ModelHost
 from tests.integration.bench import DEMO_MODEL
 from tests.integration.trial import NEW, OLD, Trial, edition, on_trial
 
@@ -42,6 +43,7 @@ class Hosted:
         self.room = msgspec.structs.replace(MUCH, lockable_bytes=machine_room().lockable_bytes)
         self.standbys = Standbys(t.router, settings, t.metrics, read_room=lambda: self.room)
         self.host = Host(t.router, self.standbys, (), settings, memory_reserve_bytes=0)
+        self.as_deployments_see_it: tuple[ModelHost, Examiner] = (self.host, self.host)
 
     @property
     def standby(self) -> StandbyStatus:
