@@ -31,6 +31,8 @@ _ELEMENTS_MAX = 2**62
 _ALIGNMENT = 32
 _ALIGNMENT_MAX = 2**20
 HEAD_BYTES_MAX = 256 * 1024 * 1024
+KEPT_BYTES_MAX = 32 * 1024 * 1024  # of all texts outside arrays, which are kept in memory
+STRINGS_MAX = 4 * 1024 * 1024  # in all arrays: each is stepped over by itself
 _SHOWN_CHARS = 64
 _STRING_TYPE = 8
 _ARRAY_TYPE = 9
@@ -141,6 +143,8 @@ class _Reader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._size = size
+        self._kept_bytes = 0
+        self._strings_count = 0
 
     def head(self) -> GgufHead:
         magic = self._file.read(len(_MAGIC))
@@ -207,6 +211,9 @@ class _Reader:
         size = self._unpack("<Q")
         if size > bytes_max:
             raise GgufFault(f"it announces a string of {size} bytes")
+        self._kept_bytes += size
+        if self._kept_bytes > KEPT_BYTES_MAX:
+            raise GgufFault(f"its texts are longer than {KEPT_BYTES_MAX} bytes together")
         return self._take(size).decode("utf-8", errors="replace")
 
     def _value(self, kind: int, name: str) -> MetadataValue:
@@ -222,6 +229,10 @@ class _Reader:
         if kind in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
         elif kind == _STRING_TYPE:
+            self._strings_count += count
+            if self._strings_count > STRINGS_MAX:
+                reason = f"its arrays have more than {STRINGS_MAX} strings together"
+                raise GgufFault(reason, field=name)
             for _ in range(count):
                 self._skip(self._unpack("<Q"))
         else:

@@ -190,6 +190,28 @@ def test_metadata_that_contradicts_itself_is_named(
         check_file(written(tmp_path / "a.gguf", change))
 
 
+def headed(path: Path, entries: list[bytes]) -> Path:
+    path.write_bytes(b"GGUF\3\0\0\0" + struct.pack("<QQ", 0, len(entries)) + b"".join(entries))
+    return path
+
+
+def strings(key: str, count: int) -> bytes:
+    """Write an array of empty strings."""
+    named = struct.pack("<Q", len(key)) + key.encode()
+    return named + struct.pack("<IIQ", 9, 8, count) + bytes(8 * count)
+
+
+def test_what_a_head_makes_a_reader_do_and_keep_is_bounded(tmp_path: Path) -> None:
+    path = headed(tmp_path / "a.gguf", [strings("a", 2**21), strings("b", 2**21 + 1)])
+    with pytest.raises(GgufFault, match="more than 4194304 strings together"):
+        read_head(path)
+    text = struct.pack("<I", 8) + struct.pack("<Q", 2**24 - 1) + bytes(2**24 - 1)
+    keys = (struct.pack("<Q", 1) + name for name in (b"a", b"b", b"c"))
+    path = headed(tmp_path / "b.gguf", [key + text for key in keys])
+    with pytest.raises(GgufFault, match="longer than 33554432 bytes together"):
+        read_head(path)
+
+
 def part(number: int, count: int, total: int) -> Callable[[GGUFWriter], None]:
     def change(writer: GGUFWriter) -> None:
         writer.add_key_value("split.no", number, GGUFValueType.UINT16)
