@@ -11,7 +11,8 @@ from __future__ import annotations
 from securesystemslib.signer import Signer
 
 from appliance.hub.signing.changes import Change
-from appliance.hub.signing.repository import Due, Repository, Settled
+from appliance.hub.signing.expiring import Due
+from appliance.hub.signing.repository import Repository, Settled
 from appliance.hub.signing.role_keys import RoleKeys
 from appliance.hub.signing.state import Signing, Validity
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,19 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetF
 
 from appliance.contract.names import DIRECTOR_PATHS, DIRECTOR_ROLE, publisher_paths, publisher_role
 from appliance.errors import PublishRefused
-from appliance.hub.blob_files import blob_fault
 from appliance.hub.placed import check_placed
-from appliance.hub.signing import settling
+from appliance.hub.signing import expiring, settling
 from appliance.hub.signing.changes import Change, changes, is_signed_by
 from appliance.hub.signing.disk import Disk
+from appliance.hub.signing.expiring import Due
 from appliance.hub.signing.role_keys import (
     RoleKeys,
     delegate,
     expiry,
     set_root_role,
-    time_of,
     undelegate,
 )
 from appliance.hub.signing.state import (
-    ONLINE,
     OWNER,
     ROOT,
     SNAPSHOT,
@@ -52,22 +49,12 @@ from appliance.hub.signing.state import (
 PUBLISHERS_MAX = 31  # python-tuf's reader visits 32 delegated roles, and one is the director's
 _UNNUMBERED = (ROOT, TIMESTAMP)  # every root is named; the timestamp has no number
 LOCK_WAIT_S = 5.0  # for another process that changes the same repository
-_OFFLINE_WINDOW = timedelta(days=60)
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """What was put out: role → version, snapshot and timestamp among them; empty if nothing."""
 
     versions: dict[str, int]
-
-
-class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """A role that should be signed again. `is_online`: `refresh` can do it."""
-
-    role: str
-    expires_utc_ms: int
-    is_online: bool
-    reason: str
 
 
 class Repository:
@@ -297,7 +284,7 @@ class Repository:
                 return Settled(versions={})
             before = current.get(ROOT) if ROOT in chosen else None
             state = State(current | {role: pending[role] for role in chosen}, before)
-            self._check_documents(state, State(current), chosen)
+            settling.check_documents(self._disk, state, State(current), chosen)
             files = settling.online_files(
                 state,
                 current,
@@ -316,29 +303,7 @@ class Repository:
         current = self._disk.current()
         if TIMESTAMP not in current:
             return ()
-        state, now = State(current), time_of(now_utc_ms)
-        found = []
-        for role in (ROOT, TARGETS, SNAPSHOT, TIMESTAMP, *state.delegated):
-            if role not in state:
-                continue
-            half = state.validity.of(role) / 2
-            window = half if role in ONLINE else min(half, _OFFLINE_WINDOW)
-            expires = state.metadata(role).signed.expires
-            signing = state.signing(role)
-            if signing.missing_count:
-                reason = "its keys have changed"
-            elif now >= expires - window:
-                reason = "has expired" if now >= expires else "expires soon"
-            else:
-                continue
-            due = Due(
-                role=role,
-                expires_utc_ms=int(expires.timestamp() * 1000),
-                is_online=role in ONLINE,
-                reason=reason,
-            )
-            found.append(due)
-        return tuple(found)
+        return expiring.due(State(current), now_utc_ms)
 
     def refresh(self, signers: Sequence[Signer], *, now_utc_ms: int) -> Settled:
         """Sign again what online keys sign and what is due, and settle what is pending.
@@ -444,26 +409,6 @@ class Repository:
         signed.expires = expiry(state.validity, role, now_utc_ms)
         yield signed
         self._disk.keep_pending(role, Metadata(signed).to_bytes())
-
-    def _check_documents(self, state: State, old: State, roles: Iterable[str]) -> None:
-        """Hold every new document of these roles, and every blob that it names, to be here whole.
-
-        Hashing a blob takes as long as reading it; one that an earlier version of the role names
-        has been hashed then.
-        """
-        for role in roles:
-            if role not in state.delegated:
-                continue
-            known = old.metadata(role).signed.targets if role in old else {}
-            for path, target in state.metadata(role).signed.targets.items():
-                if path in known and known[path].hashes == target.hashes:
-                    continue
-                data = self._disk.document(path, target.hashes["sha256"], target.length)
-                for blob in check_placed(path, data):
-                    fault = blob_fault(self._disk.blob_place(blob.sha256), blob)
-                    if fault:
-                        reason = f"its file sha256:{blob.sha256[:12]} {fault}"
-                        raise PublishRefused(what=path, reason=reason)
 
 
 def _names(state: State, role: str) -> str:

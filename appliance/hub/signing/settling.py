@@ -19,6 +19,8 @@ from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
 from appliance.errors import PublishRefused
+from appliance.hub.blob_files import blob_fault
+from appliance.hub.placed import check_placed
 from appliance.hub.signing.disk import Disk
 from appliance.hub.signing.role_keys import expiry
 from appliance.hub.signing.state import (
@@ -99,6 +101,31 @@ def put_out(disk: Disk, state: State, current: Files, chosen: Iterable[str], fil
         disk.put_version(ROOT, after.root.version, state.files[ROOT])
         disk.put_timestamp(files[TIMESTAMP])
     return after
+
+
+def check_documents(disk: Disk, state: State, old: State, roles: Iterable[str]) -> None:
+    """Hold every new document of these roles, and every blob that it names, to be here whole.
+
+    Hashing a blob takes as long as reading it; one that an earlier version of the role names has
+    been hashed then.
+
+    Raises:
+        PublishRefused: a document or a blob is missing, or another than was signed.
+        DocumentRefused: a document is not what its path says.
+    """
+    for role in roles:
+        if role not in state.delegated:
+            continue
+        known = old.metadata(role).signed.targets if role in old else {}
+        for path, target in state.metadata(role).signed.targets.items():
+            if path in known and known[path].hashes == target.hashes:
+                continue
+            data = disk.document(path, target.hashes["sha256"], target.length)
+            for blob in check_placed(path, data):
+                fault = blob_fault(disk.blob_place(blob.sha256), blob)
+                if fault:
+                    reason = f"its file sha256:{blob.sha256[:12]} {fault}"
+                    raise PublishRefused(what=path, reason=reason)
 
 
 def add_signatures(role: str, metadata: Metadata[Any], signers: Iterable[Signer]) -> None:
