@@ -19,8 +19,8 @@ steps is in it. A choice stops short where its chance is too small or its own li
 A choice that the draft model has hardly read (a new one: its prompt) can't be guessed for. It is
 read, a little in each step, once that would pay: if as many tokens as it has drawn so far, drawn
 again with the gain that is promised, would save what the reading takes. A gain that little was seen
-of counts for a tenth of that. What is decided is always whether guessing pays in the long run, so
-what a choice is behind by does not count there.
+of counts for a tenth of that; but a hundredth of all time may be ventured beside. What is decided
+is always whether guessing pays in the long run, so what a choice is behind by does not count there.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _FADING_STEPS = 512.0
 _CHANCE_MIN = 0.1
 _LAG = 2  # tokens that a choice is behind which was guessed for in the step before
 _VENTURE = 0.1  # of a promised gain that nothing was seen of
+_SPARE = 0.01  # of all time, for readings that may be in vain
+_SPARE_MS_MAX = 5000.0
 _EVIDENCE = 30.0  # guesses seen that let half of a promised gain count
 
 
@@ -128,6 +130,7 @@ class Foresight:
         self._cost = cost
         self._tokens_max = tokens_max
         self._all = Acceptance()
+        self._spare_ms = 0.0
 
     def note(self, choice: Choice, kept: int, guessed: int, step: int) -> None:
         """Count the guesses of a choice, of which the first `kept` came true."""
@@ -142,6 +145,7 @@ class Foresight:
         nothing = Foreseen(depths=[0] * len(choices))
         rates = [self._rate(choice, step) for choice in choices]
         able = [at for at, choice in enumerate(choices) if self._is_able(choice, at, rates, beside)]
+        self._spare_ms = min(_SPARE_MS_MAX, self._spare_ms + _SPARE * beside.base_ms)
         if not able or not self.promise.is_due():
             return nothing
         needed = max(self.promise.needed(step), beside.gain / self.promise.trust(step))
@@ -239,10 +243,12 @@ class Foresight:
             drawn = min(len(choice.outputs), choice.job.may_draw(choice))
             saved_ms = saving * drawn * beside.base_ms / beside.shape.decode
             size = min(chunk, lag)
-            reading_ms = lag / size * draft.predict_rows_ms(0, size, cells + size)
-            if left and saved_ms >= reading_ms:
+            token_ms = draft.predict_rows_ms(0, size, cells + size) / size
+            pays = saved_ms >= lag * token_ms
+            if left and (pays or self._spare_ms >= lag * token_ms):
                 readings.append((choice, min(left, lag - 1)))
                 left -= readings[-1][1]
+                self._spare_ms -= 0.0 if pays else readings[-1][1] * token_ms
         return tuple(readings)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.daemons import DEMO, RunningDaemon, command, environment, program
+from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
 WORKERS_GONE_S = 1.0
 
@@ -262,6 +266,45 @@ def test_a_configuration_that_is_wrong_is_one_line_and_78(
         assert done.returncode == 78
         (line,) = done.stderr.splitlines()
         assert said in line
+
+
+def with_draft(place: Path, draft: Path) -> Path:
+    path = place / "appliance.toml"
+    path.write_text(f"[[models]]\npath = '{DEMO}'\nname = 'demo'\ndraft = '{draft}'\n")
+    return path
+
+
+def test_a_draft_model_is_signed_and_guesses_beside_its_model(tmp_path: Path) -> None:
+    draft = tmp_path / "draft.gguf"
+    draft.write_bytes(DEMO.with_name("demo-2.f16.gguf").read_bytes())
+    digest = hashlib.sha256(draft.read_bytes()).hexdigest()
+    with RunningDaemon(tmp_path, "--config", with_draft(tmp_path, draft)) as daemon:
+        daemon.ready()
+        (worker,) = [one for one in daemon.children() if "worker" in one.cmdline() and maps(one)]
+        assert {str(DEMO), str(draft)} <= maps(worker)
+        done = program("generate", "--address", daemon.address, "--max-tokens", 40, "Hello")
+        assert (done.returncode, done.stdout != "") == (0, True)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    with sqlite3.connect(tmp_path / "state" / "state.db") as database:
+        rows = database.execute("SELECT digest, signature FROM local_versions").fetchall()
+    assert {row[0] for row in rows} >= {f"sha256:{digest}"}
+    assert all(signature for _, signature in rows)
+
+
+def maps(process: psutil.Process) -> set[str]:
+    return {one.path for one in process.memory_maps() if one.path.endswith(".gguf")}
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused_by_the_names_of_both(
+    tmp_path: Path,
+) -> None:
+    draft = tmp_path / "draft.gguf"
+    write_llama(draft, SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0)
+    done = serve(tmp_path, "--config", with_draft(tmp_path, draft))
+    assert done.returncode == 78
+    assert str(draft) in last_line(done)
+    assert f"it can't be the draft model of {DEMO}" in last_line(done)
 
 
 def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:

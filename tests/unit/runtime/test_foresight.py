@@ -140,6 +140,15 @@ def test_what_is_read_pays_sooner_once_the_draft_model_was_right() -> None:
     assert choose(seen, choice).readings == ((choice, choice.length - 1),)
 
 
+def test_a_hundredth_of_the_time_is_ventured_on_what_may_be_in_vain() -> None:
+    seen, known, choice = foresight(), saying(), saying(200, drawn=2)
+    read(seen, known)
+    steps = 1
+    while not choose(seen, known, choice).readings:
+        steps += 1
+    assert 10 < steps < 40  # some 2.5 ms, of steps that take 10
+
+
 def test_a_rate_is_that_of_the_choice_and_leans_on_that_of_all() -> None:
     everyone = Acceptance()
     first, second = Acceptance(everyone), Acceptance(everyone)
