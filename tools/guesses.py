@@ -7,7 +7,8 @@ What it never does: start a daemon, or judge an answer.
 
 The texts: `copy`, an answer that repeats 80 tokens which stand in the prompt, again and again, made
 so by a constraint; `greedy`, whatever the model comes to without chance (one with random weights
-soon repeats itself); `random`, draws so hot that hardly anything repeats.
+soon repeats itself); `sampled`, drawn at temperature 1; `random`, draws so hot that hardly anything
+repeats.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from appliance.runtime.engine import GeneratingEngine
 from appliance.runtime.loading import load
 from appliance.runtime.text_worker import Vocabulary
 
-_TEXTS = ("copy", "greedy", "random")
+_TEXTS = ("copy", "greedy", "sampled", "random")
+_TEMPERATURES = {"sampled": 1.0, "random": 5.0}
 _SENTENCE_WORDS = 40
 _BYTES_MAX = 1024 * 1024
 _CONSTRAINT_MS = 10_000.0
@@ -45,9 +47,12 @@ class Run:
     tokens: int
     drafted: int
     accepted: int
+    by_model: int
 
 
-def _engine(path: Path, threads: int, limits: DraftLimits | None) -> GeneratingEngine:
+def _engine(
+    path: Path, threads: int, limits: DraftLimits | None, draft: Path | None = None
+) -> GeneratingEngine:
     options = wire.EngineOptions(
         path=str(path),
         context_tokens=1024,
@@ -63,6 +68,7 @@ def _engine(path: Path, threads: int, limits: DraftLimits | None) -> GeneratingE
         output_reserve_tokens=128,
         ack_window_steps=16,
         speculation=limits,
+        draft_path=str(draft or ""),
     )
     engine = load(options, monotonic_ms, lambda _ratio: None).engine
     assert isinstance(engine, GeneratingEngine)
@@ -95,7 +101,7 @@ def _submission(
         prompt_ids=tuple(prompt),
         n=1,
         seed=seed,
-        sampling=SamplingOptions(temperature=5.0 if text == "random" else 0.0),
+        sampling=SamplingOptions(temperature=_TEMPERATURES.get(text, 0.0)),
         stop=StopOptions(max_tokens=tokens, ignore_eos=True),
         constraint=constraint,
     )
@@ -118,6 +124,7 @@ def _run(engine: GeneratingEngine, submissions: Sequence[wire.Submit]) -> Run:
         tokens=tokens,
         drafted=after.drafted_total - before.drafted_total,
         accepted=after.draft_accepted_total - before.draft_accepted_total,
+        by_model=after.model_drafted_total - before.model_drafted_total,
     )
 
 
@@ -132,6 +139,7 @@ def _step(engine: GeneratingEngine) -> wire.Step:
 @click.option("--streams", multiple=True, type=click.IntRange(1, 64), default=(1, 8, 16))
 @click.option("--text", "texts", multiple=True, type=click.Choice(_TEXTS), default=_TEXTS)
 @click.option("--tokens", type=click.IntRange(8, 900), default=240, show_default=True)
+@click.option("--draft", type=click.Path(exists=True, path_type=Path), help="A draft model.")
 @click.option("--threads", type=click.IntRange(1, 256), default=2, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 50), default=7, show_default=True)
 @click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
@@ -140,17 +148,19 @@ def main(
     streams: tuple[int, ...],
     texts: tuple[str, ...],
     tokens: int,
+    draft: Path | None,
     threads: int,
     rounds: int,
     models: tuple[Path, ...],
 ) -> None:
     """Print tokens per second with guesses, as a multiple of those without: median, range."""
     click.echo(
-        "model                text   streams  with / without      right of guessed  tokens/s"
+        "model                text   streams  with / without      right of guessed"
+        "  of a model  tokens/s"
     )
     for path in models:
         vocabulary = Vocabulary(path, _BYTES_MAX, _CONSTRAINT_MS)
-        engines = (_engine(path, threads, None), _engine(path, threads, _limits()))
+        engines = (_engine(path, threads, None), _engine(path, threads, _limits(), draft))
         for text in texts:
             for count in streams:
                 ratios, runs = [], []
@@ -168,6 +178,7 @@ def main(
                     f"{path.stem:20} {text:8} {count:6}  {median(ratios):5.2f} "
                     f"({min(ratios):.2f}-{max(ratios):.2f})  "
                     f"{sum(run.accepted for run in runs):6} of {sum(run.drafted for run in runs):6}"
+                    f"  {sum(run.by_model for run in runs):10}"
                     f"  {1000 * median(run.tokens / run.ms for run in runs):8.0f}"
                 )
 

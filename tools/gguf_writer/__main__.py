@@ -35,6 +35,7 @@ from tools.gguf_writer import (
     show_default=True,
 )
 @click.option("--layers", type=click.IntRange(min=1), help="Instead of the shape's own number.")
+@click.option("--silent-from", type=click.IntRange(min=0), help="Layers from here change nothing.")
 @click.option("--context-tokens", type=click.IntRange(min=1), help="Instead of the shape's own.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--name", default="", help="general.name; made from OUT if empty.")
@@ -50,6 +51,7 @@ def main(  # noqa: PLR0913 - one for each option
     vocab: Path | None,
     quantisation: str,
     layers: int | None,
+    silent_from: int | None,
     context_tokens: int | None,
     seed: int,
     name: str,
@@ -71,6 +73,7 @@ def main(  # noqa: PLR0913 - one for each option
             Quantisation(quantisation),
             seed=seed,
             name=name,
+            silent_from=silent_from,
             chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
         )
     except ValueError as error:

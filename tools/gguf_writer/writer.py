@@ -13,12 +13,13 @@ repeat its input. The last norm multiplies by `LOGIT_DEVIATION`: that is the spr
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from tools.gguf_writer.blocks import (
     CHUNK_BYTES,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 EDITION = 1  # of what is written for the same arguments; part of the names of cached files
 LOGIT_DEVIATION = 3.0
 ATTENTION_GAIN = 2.0
+_RESULTS = re.compile(r"blk\.(\d+)\.(?:attn_output|ffn_down)\.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +70,13 @@ def write_llama(
     seed: int = 0,
     name: str = "",
     chat_template: str | None = None,
+    silent_from: int | None = None,
 ) -> int:
     """Write a random model to `path`, through a temporary file beside it; return its size in bytes.
 
     Blocks while writing (about a second for each GB). The same arguments give the same bytes.
-    `chat_template` None takes the vocabulary's own; "" writes none.
+    `chat_template` None takes the vocabulary's own; "" writes none. Layers from `silent_from` on
+    cost what others do and change nothing: the model says what one of so many layers says.
 
     Raises:
         ValueError: the rows of the shape do not hold whole blocks of the quantisation.
@@ -91,6 +95,8 @@ def write_llama(
         writer.add_chat_template(template)
     _write_tensors(writer, tensors, seed)
     writer.close()
+    if silent_from is not None:
+        _silence(partial, silent_from)
     partial.replace(path)
     return path.stat().st_size
 
@@ -126,6 +132,14 @@ def _tensors(shape: Shape, tokens: int, quantisation: Quantisation) -> Iterator[
         yield matrix(f"blk.{layer}.ffn_gate", hidden, width)
         yield matrix(f"blk.{layer}.ffn_up", hidden, width)
         yield matrix(f"blk.{layer}.ffn_down", width, hidden)
+
+
+def _silence(path: Path, first: int) -> None:
+    """Let layers add nothing, with weights of 0 where their results are written."""
+    for tensor in GGUFReader(path, "r+").tensors:
+        where = _RESULTS.fullmatch(tensor.name)
+        if where and int(where[1]) >= first:
+            tensor.data[:] = 0
 
 
 def _add_metadata(
