@@ -20,7 +20,7 @@ from appliance.contract.document import decode
 from appliance.contract.release import Release
 from appliance.contract.standing import Standing
 from appliance.domain.value import Value
-from appliance.errors import SyncError, Untrusted
+from appliance.errors import HubUnreachable, SyncError, Untrusted
 from appliance.sync.verified import Verified
 
 
@@ -57,6 +57,7 @@ class Agreement(Value):
     """All that concerns one appliance. `standings`: of every model asked for that has one.
 
     `consistent`: the documents whose signer, names and content fit, whether agreed on or not.
+    `answered`: the paths of which we know what is signed there now, if anything.
     """
 
     assignment: Assignment | None = None
@@ -64,6 +65,7 @@ class Agreement(Value):
     refusals: tuple[Refusal, ...] = ()
     standings: tuple[Standing, ...] = ()
     consistent: tuple[Verified, ...] = ()
+    answered: tuple[str, ...] = ()
 
 
 def agree(documents: Documents, cohort: str, models: Collection[str]) -> Agreement:
@@ -72,22 +74,22 @@ def agree(documents: Documents, cohort: str, models: Collection[str]) -> Agreeme
     Raises:
         SyncError: the assignment can't be read, or is not for this cohort.
     """
-    consistent: list[Verified] = []
-    assignment = _assignment(documents, cohort, consistent)
+    reading = _Reading(documents)
+    assignment = reading.assignment(cohort)
     assigned = assignment.models if assignment else ()
     genuine: list[Genuine] = []
     refusals: list[Refusal] = []
     standings: dict[str, Standing | None] = {}
     for model in sorted({*models, *(one.model for one in assigned)}):
         try:
-            standings[model] = _standing(documents, model, consistent)
+            standings[model] = reading.standing(model)
         except SyncError as error:  # what is withdrawn of it is unknown: nothing new of it is taken
             refusals.append(Refusal(model=model, version="", error=error))
     for one in assigned:
         if one.model not in standings:
             continue
         try:
-            genuine.append(_genuine(documents, one, standings[one.model], consistent))
+            genuine.append(reading.genuine(one, standings[one.model]))
         except SyncError as error:
             refusals.append(Refusal(model=one.model, version=one.version, error=error))
     return Agreement(
@@ -95,55 +97,68 @@ def agree(documents: Documents, cohort: str, models: Collection[str]) -> Agreeme
         genuine=tuple(genuine),
         refusals=tuple(refusals),
         standings=tuple(one for one in standings.values() if one is not None),
-        consistent=tuple(consistent),
+        consistent=tuple(reading.consistent),
+        answered=tuple(reading.answered),
     )
 
 
-def _assignment(documents: Documents, cohort: str, consistent: list[Verified]) -> Assignment | None:
-    path = names.assignment_path(cohort)
-    found = documents.document(path)
-    if found is None:
-        return None
-    _check_signer(found, names.DIRECTOR_ROLE)
-    assignment = decode(found.data, Assignment)
-    _same(path, "cohort", assignment.cohort, cohort)
-    consistent.append(found)
-    return assignment
+class _Reading:
+    """Documents as they are read: which fit, and of which paths we know what is signed now."""
 
+    def __init__(self, documents: Documents) -> None:
+        self.consistent: list[Verified] = []
+        self.answered: list[str] = []
+        self._documents = documents
 
-def _standing(documents: Documents, model: str, consistent: list[Verified]) -> Standing | None:
-    path = names.standing_path(model)
-    found = documents.document(path)
-    if found is None:
-        return None
-    _check_signer(found, names.PUBLISHER_ROLE_PREFIX)
-    standing = decode(found.data, Standing)
-    _same(path, "model", standing.model, model)
-    consistent.append(found)
-    return standing
+    def assignment(self, cohort: str) -> Assignment | None:
+        path = names.assignment_path(cohort)
+        found = self._signed(path, names.DIRECTOR_ROLE)
+        if found is None:
+            return None
+        assignment = decode(found.data, Assignment)
+        _same(path, "cohort", assignment.cohort, cohort)
+        self.consistent.append(found)
+        return assignment
 
+    def standing(self, model: str) -> Standing | None:
+        path = names.standing_path(model)
+        found = self._signed(path, names.PUBLISHER_ROLE_PREFIX)
+        if found is None:
+            return None
+        standing = decode(found.data, Standing)
+        _same(path, "model", standing.model, model)
+        self.consistent.append(found)
+        return standing
 
-def _genuine(
-    documents: Documents,
-    assigned: Assigned,
-    standing: Standing | None,
-    consistent: list[Verified],
-) -> Genuine:
-    path = names.release_path(assigned.model, assigned.version)
-    found = documents.document(path)
-    if found is None:
-        raise Untrusted(what=path, reason="no publisher of this model has signed it")
-    _check_signer(found, names.PUBLISHER_ROLE_PREFIX)
-    release = decode(found.data, Release)
-    _same(path, "model", release.model, assigned.model)
-    _same(path, "version", release.version, assigned.version)
-    consistent.append(found)
-    _same(path, "digest", found.sha256, assigned.release_sha256)
-    if standing is not None:
-        _check_standing(release, found.sha256, standing)
-    return Genuine(
-        assigned=assigned, release=release, release_sha256=found.sha256, standing=standing
-    )
+    def genuine(self, assigned: Assigned, standing: Standing | None) -> Genuine:
+        path = names.release_path(assigned.model, assigned.version)
+        found = self._signed(path, names.PUBLISHER_ROLE_PREFIX)
+        if found is None:
+            raise Untrusted(what=path, reason="no publisher of this model has signed it")
+        release = decode(found.data, Release)
+        _same(path, "model", release.model, assigned.model)
+        _same(path, "version", release.version, assigned.version)
+        self.consistent.append(found)
+        _same(path, "digest", found.sha256, assigned.release_sha256)
+        if standing is not None:
+            _check_standing(release, found.sha256, standing)
+        return Genuine(
+            assigned=assigned, release=release, release_sha256=found.sha256, standing=standing
+        )
+
+    def _signed(self, path: str, role: str) -> Verified | None:
+        try:
+            found = self._documents.document(path)
+        except HubUnreachable:
+            raise  # what is signed now, nobody told
+        except SyncError:
+            self.answered.append(path)
+            raise
+        self.answered.append(path)
+        if found is not None and not found.signer.startswith(role):
+            # whatever patterns somebody delegated to it by mistake, a role keeps to its trade
+            raise Untrusted(what=path, reason=f"is signed by {found.signer}, not by a {role}")
+        return found
 
 
 def _check_standing(release: Release, sha256: str, standing: Standing) -> None:
@@ -157,12 +172,6 @@ def _check_standing(release: Release, sha256: str, standing: Standing) -> None:
             reason=f"its sequence is {release.sequence}; its publisher's floor is"
             f" {standing.floor_sequence}",
         )
-
-
-def _check_signer(found: Verified, role: str) -> None:
-    """Hold the role to its trade, whatever patterns somebody delegated to it by mistake."""
-    if not found.signer.startswith(role):
-        raise Untrusted(what=found.path, reason=f"is signed by {found.signer}, not by a {role}")
 
 
 def _same(path: str, field: str, found: str, expected: str) -> None:

@@ -5,6 +5,8 @@ signed), the documents that were verified, and the latest signed time.
 What it knows: a floor ends only where the root took the signers' keys away, for that is how a
 repository recovers from a thief who signed a version of two thousand million. A document stays
 readable for ever: serving, restart and rollback ask here, never the metadata.
+A release that nobody signs any more can still be rolled back to, but is not found by its name;
+what was withdrawn stays withdrawn until a newer word of a publisher.
 What it never does: verify a signature, or forget a release that its caller pins.
 
 | floor of | ends when the root no longer accepts who signed |
@@ -42,6 +44,10 @@ MIGRATIONS = (
         "trust.0001",
         (_FLOORS, _DOCUMENTS, "CREATE INDEX trust_paths ON trust_documents (path)", _CLOCK),
     ),
+    Migration(
+        "trust.0002",
+        ("ALTER TABLE trust_documents ADD COLUMN is_signed INTEGER NOT NULL DEFAULT 1",),
+    ),
 )
 _ON_THEIR_OWN = frozenset({"timestamp", "snapshot"})  # all others are named by the snapshot
 
@@ -69,14 +75,22 @@ class Remembered:
         return {str(role): int(str(version)) for role, version in rows}
 
     def keep(
-        self, documents: Collection[Verified], freshness: Freshness, pinned: Collection[str]
+        self,
+        documents: Collection[Verified],
+        freshness: Freshness,
+        pinned: Collection[str],
+        unsigned: Collection[str] = (),
     ) -> None:
         """Keep documents, and how fresh they are, in one transaction. Raises StoreError.
 
-        Of releases the latest RELEASES_MAX stay, and those whose digests are `pinned`.
+        Of releases the latest RELEASES_MAX stay, and those whose digests are `pinned`. `unsigned`:
+        patterns of paths (SQLite's GLOB) at which nothing else is believed any more.
         """
 
         def intent(transaction: Transaction) -> None:
+            for pattern in unsigned:
+                mark = "UPDATE trust_documents SET is_signed = 0 WHERE path GLOB ?"
+                transaction.execute(mark, (pattern,))
             for one in documents:
                 _keep(transaction, one, freshness.learnt_utc_ms)
             _prune(transaction, frozenset(pinned))
@@ -110,8 +124,8 @@ class Remembered:
         return decode(found.data, Release) if found else None
 
     def latest_release(self, model: str, version: str) -> tuple[Verified, Release] | None:
-        """Find the release that was verified last under this name."""
-        found = self._find("path", names.release_path(model, version))
+        """Find the release under this name that was signed when we last heard."""
+        found = self._find("is_signed AND path", names.release_path(model, version))
         return (found, decode(found.data, Release)) if found else None
 
     def standing(self, model: str) -> Standing | None:
@@ -121,7 +135,7 @@ class Remembered:
 
     def assignment(self, cohort: str) -> Assignment | None:
         """Find what the cohort should run, as we last heard."""
-        found = self._find("path", names.assignment_path(cohort))
+        found = self._find("is_signed AND path", names.assignment_path(cohort))
         return decode(found.data, Assignment) if found else None
 
     def _transact(self, intent: Callable[[Transaction], None]) -> None:
@@ -132,10 +146,10 @@ class Remembered:
                 database=self._store.path.name, reason=f"no answer within {self._store_wait_s:g} s"
             ) from error
 
-    def _find(self, column: str, value: str) -> Verified | None:
+    def _find(self, where: str, value: str) -> Verified | None:
         """Read one document; a bit that flipped in the file is noticed. Raises StoreError."""
         rows = self._store.read(
-            f"SELECT path, signer, sha256, data FROM trust_documents WHERE {column} = ?"  # noqa: S608 # one of our two names
+            f"SELECT path, signer, sha256, data FROM trust_documents WHERE {where} = ?"  # noqa: S608 # our own words
             " ORDER BY learnt_utc_ms DESC LIMIT 1",
             (value,),
         )
@@ -185,7 +199,7 @@ def _keep(transaction: Transaction, one: Verified, now_utc_ms: int) -> None:
     if not one.path.endswith("/release.json"):  # of the others only the latest counts
         transaction.execute("DELETE FROM trust_documents WHERE path = ?", (one.path,))
     transaction.execute(
-        "INSERT OR REPLACE INTO trust_documents VALUES (?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO trust_documents VALUES (?, ?, ?, ?, ?, 1)",
         (one.sha256, one.path, one.signer, now_utc_ms, one.data),
     )
 

@@ -108,7 +108,7 @@ class Trust:
             agreement = agree(learning, cohort, models)
         issued = [one.release.issued_utc_ms for one in agreement.genuine]
         freshness = learning.freshness(max(issued, default=0))
-        self._remembered.keep(agreement.consistent, freshness, pinned)
+        self._remembered.keep(agreement.consistent, freshness, pinned, _unsigned(agreement))
         return Trusted(
             agreement=agreement, freshness=freshness, clock_is_behind=learning.now.is_behind
         )
@@ -138,6 +138,12 @@ class Trust:
                 yield learning
             finally:
                 self._generations.adopt(learning.path)
+
+
+def _unsigned(agreement: Agreement) -> list[str]:
+    """Name where only what this refresh has found is believed: also of a model without standing."""
+    silent = [one.model for one in agreement.refusals if not one.version]
+    return [*agreement.answered, *(f"models/{model}/*/release.json" for model in silent)]
 
 
 def read_root(data: bytes) -> RootFacts:

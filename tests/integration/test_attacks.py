@@ -340,6 +340,20 @@ def test_a_revoked_version(box: Box) -> None:
     assert "has revoked it: wrong template" in only_refusal(box.refresh("demo"))
 
 
+def test_a_standing_that_is_withheld_stops_what_it_may_revoke(box: Box) -> None:
+    """Who can't forge a revocation may hide it, and have an older release assigned again."""
+    ((_, _, digest),) = assigned(box)
+    box.repository.stand("acme", Standing(schema=SCHEMA, model="demo", floor_sequence=1))
+    (path,) = [path for path in box.hub.files if path.endswith(".standing.json")]
+    withheld = box.hub.files.pop(path)
+    assert "though it is signed" in only_refusal(box.refresh("demo"))
+    assert box.remembered.latest_release("demo", "2") is None
+    assert box.remembered.release(digest) is not None  # to run, and to roll back to
+    box.hub.files[path] = withheld
+    recovers(box)
+    assert box.remembered.latest_release("demo", "2") is not None
+
+
 def test_a_standing_that_cannot_be_read_stops_new_versions_of_its_model_alone(box: Box) -> None:
     other = box.repository.release("rival", a_release("other", "1"))
     box.repository.put("publisher-acme", names.standing_path("demo"), b"{")

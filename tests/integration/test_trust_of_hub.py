@@ -54,17 +54,17 @@ def publish(hub: Hub, role: str, version: str, sequence: int) -> None:
 
 
 @pytest.fixture
-def trust(tmp_path: Path, hub: Hub) -> Iterator[Trust]:
+def remembered(tmp_path: Path) -> Iterator[Remembered]:
     store = Store(tmp_path / "state.db", MIGRATIONS, StoreSettings())
     assert store.wait_open() == ""
-    yield Trust(
-        tmp_path / "tuf",
-        hub.repository.roots()[0],
-        Remembered(store, store_wait_s=WAIT_S),
-        clock=utc_ms,
-        built_utc_ms=0,
-    )
+    yield Remembered(store, store_wait_s=WAIT_S)
     assert store.close(WAIT_S)
+
+
+@pytest.fixture
+def trust(tmp_path: Path, hub: Hub, remembered: Remembered) -> Trust:
+    root = hub.repository.roots()[0]
+    return Trust(tmp_path / "tuf", root, remembered, clock=utc_ms, built_utc_ms=0)
 
 
 def refresh(trust: Trust, address: str) -> Trusted:
@@ -99,15 +99,20 @@ def test_new_keys_of_every_role_are_followed(hub: Hub, trust: Trust) -> None:
             assert labels(refresh(trust, address)) == ["demo@1"], role
 
 
-def test_a_publisher_who_is_dropped_is_believed_no_more(hub: Hub, trust: Trust) -> None:
+def test_a_publisher_who_is_dropped_is_believed_no_more(
+    hub: Hub, trust: Trust, remembered: Remembered
+) -> None:
     with served(hub.directory) as address:
-        assert labels(refresh(trust, address)) == ["demo@1"]
+        known = refresh(trust, address)
+        assert labels(known) == ["demo@1"]
         hub.repository.drop_publisher("acme", now_utc_ms=hub.now)
         hub.sign("targets")
         hub.settle()
         trusted = refresh(trust, address)
         assert labels(trusted) == []
         assert "no publisher" in str(trusted.agreement.refusals[0].error)
+        assert remembered.latest_release("demo", "1") is None
+        assert remembered.release(known.agreement.genuine[0].release_sha256) is not None
         hub.add_publisher("acme", "demo")
         publish(hub, "publisher-acme", "2", 2)
         assert labels(refresh(trust, address)) == ["demo@2"]
