@@ -229,8 +229,11 @@ def sign_shown(
     chosen = [role for role in roles if ids & set(repository.signers_of(role))]
     for role in chosen:
         click.echo(f"{role}:", err=True)
-        for change in repository.changes(role, signers):
+        found = repository.changes(role, signers)
+        for change in found:
             click.echo(f"  {change.text}", err=True)
+        if not found:
+            click.echo("  nothing new but when it expires", err=True)
     if chosen and not yes and not confirmed("Sign this?"):
         raise CommandFailed("nothing was signed; say --yes where there is no terminal", USAGE)
     return tuple(repository.sign(role, signers) for role in chosen)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from appliance.cli import hub_options, show
 from appliance.cli.exits import USAGE, CommandFailed
@@ -184,8 +183,8 @@ def _show(prepared: Prepared) -> None:
         ("tokenizer", f"sha256:{facts.tokenizer_sha256}"),
         ("template", f"sha256:{facts.template_sha256}" if facts.template_sha256 else "none"),
         ("needs", f"{show.size(release.needs.memory_bytes)} of memory"),
-        ("health", f"{len(release.health.prompts)} prompts"),
-        ("strategy", msgspec.json.encode(release.strategy).decode()),
+        ("health", _health(release.health)),
+        ("strategy", _strategy(release.strategy)),
     ]
     for source in prepared.sources:
         blob = source.file.blob
@@ -197,3 +196,23 @@ def _show(prepared: Prepared) -> None:
         rows.append(("to fetch", share))
     for name, value in rows:
         click.echo(f"{name:>13}  {show.printable(value)}")
+
+
+def _health(health: HealthPack) -> str:
+    speed = f", speed {health.speed_ratio_min:g} of the active" if health.speed_ratio_min else ""
+    return f"{len(health.prompts)} prompts, {health.pass_ratio_min:.0%} must pass{speed}"
+
+
+def _strategy(strategy: Strategy) -> str:
+    """Say how a version will be tried, what was left to the defaults among it."""
+    words = [f"shadow {strategy.shadow_share:.0%}"]
+    words += [f"{step} %" for step in strategy.steps_percent]
+    if strategy.needs_approval:
+        words.insert(1, "approval")
+    if strategy.probation is not None:
+        trial = strategy.probation
+        words.append(f"probation {trial.duration_s:g} s and {trial.samples_min} samples")
+    words.append(f"within {strategy.deadline_s / 3600:g} h")
+    if strategy.stop_then_start:
+        words.append("may stop the active version first")
+    return ", ".join(words)

@@ -76,7 +76,13 @@ def test_from_nothing_to_a_stick(founded: Desk, tmp_path: Path) -> None:
     strategy.write_text('{"shadow_share": 0.5, "probation": {"samples_min": 5}}')
     weights = ("--weights", model(tmp_path / "one.gguf"), "--health", health)
     shown = founded.run("publish", "demo", "1", *weights)
-    for word in ("demo@1, number 1, signed by publisher-acme", "llama", "Q8_0", "1 prompts"):
+    for word in (
+        "demo@1, number 1, signed by publisher-acme",
+        "llama",
+        "Q8_0",
+        "1 prompts, 100% must pass",
+        "shadow 20%, 10 %, 50 %, probation 300 s",
+    ):
         assert word in shown
     assert not (founded.state / "repository" / "blobs").exists()
     done = founded.json("publish", "demo", "1", *weights, "--strategy", strategy, "--yes",
