@@ -250,35 +250,36 @@ class Fetcher:
         room = bytearray(job.staged.layout.chunk_bytes_max)
         cutter: Cutter | None = None
         standing: Standing | None = None
-        try:
-            while True:
-                chosen = await self._next(job)
-                if cutter and (chosen is not standing or chosen.sends_all):
-                    job.plan.give_back(cutter.waits_for)  # bytes of two sources are not mixed
-                    cutter = None
-                standing = chosen
-                turn = standing.turn if standing.sends_all else contextlib.nullcontext()
-                async with turn:
-                    cutter = cutter or self._claimed(job, standing, room)
-                    if cutter is None:
-                        return
-                    await self._ask(job, standing, cutter)
-                if not cutter.waits_for:
-                    cutter = None
-        finally:
-            if cutter:
-                job.plan.give_back(cutter.waits_for)
-
-    def _claimed(self, job: Job, standing: Standing, room: bytearray) -> Cutter | None:
-        if standing.sends_all:
-            numbers = job.plan.claim_all()
-        else:
-            numbers = job.plan.claim(self._settings.request_bytes, self._settings.connections)
-        return Cutter(job.staged.layout.chunks, numbers, room) if numbers else None
-
-    async def _next(self, job: Job) -> Standing:
-        """Choose the source that is asked next, and wait while all of them rest."""
         while True:
+            chosen = await self._next(job)
+            if chosen is None:
+                return
+            if cutter and (chosen is not standing or chosen.sends_all):
+                job.drop(cutter)  # bytes of two sources are not mixed
+                cutter = None
+            standing = chosen
+            turn = standing.turn if standing.sends_all else contextlib.nullcontext()
+            async with turn:
+                if cutter is None:
+                    numbers = await self._claimed(job, standing)
+                    if not numbers:
+                        return
+                    cutter = job.cutter(numbers, room)
+                await self._ask(job, standing, cutter)
+            if not cutter.waits_for:
+                job.drop(cutter)
+                cutter = None
+
+    async def _claimed(self, job: Job, standing: Standing) -> list[int]:
+        if standing.sends_all:
+            return job.plan.claim_all()
+        settings = self._settings
+        numbers = job.plan.claim(settings.request_bytes, settings.connections)
+        return numbers or await job.take_over()
+
+    async def _next(self, job: Job) -> Standing | None:
+        """Choose the source that is asked next, and wait while all rest; None: all is there."""
+        while not job.plan.is_complete:
             best = self._ranking.best(job.excluded)
             if best is None and not self._ranking.standings:
                 raise HubUnreachable(source="downloads", reason="no source is known")
@@ -289,7 +290,8 @@ class Fetcher:
             if not wait_ms:
                 return standing
             job.tell(job.failure)
-            await asyncio.sleep(wait_ms / 1000)
+            await job.moved(wait_ms)
+        return None
 
     async def _ask(self, job: Job, standing: Standing, cutter: Cutter) -> None:
         """Make one request, and keep what comes of it."""

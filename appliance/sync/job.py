@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from appliance.config import Downloads
 from appliance.errors import BlobCorrupt, HubUnreachable
 from appliance.sync.progress import Account, Progress
 from appliance.sync.sources import SourceFailed, Standing
-from appliance.sync.spans import Plan
+from appliance.sync.spans import Cutter, Plan
 from appliance.sync.staging import Staged, WholeHash
 from appliance.sync.threads import in_thread
 
 _UNRECORDED_FACTOR = 2  # times record_bytes may wait for the disk
+_SLOW_MS = 2000.0  # after which an idle connection takes over half of what another waits for
 _WRONG_MAX = 2  # times a source may send wrong bytes of one file
 _GAIN_BYTES = 65_536  # of chunks that are not whole: so much counts as going forward
 _ROUNDS_MAX = 4  # times a whole file may turn out wrong
@@ -59,6 +60,8 @@ class Job:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._moved = asyncio.Event()  # another one after each chunk
+        self._cutters: dict[Cutter, float] = {}  # and since when each waits
 
     @property
     def is_right(self) -> bool:
@@ -93,7 +96,42 @@ class Job:
             self._room.clear()
         self.account.fetched(length, self._now_ms())
         self._news.set()
+        self._moved.set()
+        self._moved = asyncio.Event()
         self.tell()
+
+    def cutter(self, numbers: Sequence[int], room: bytearray) -> Cutter:
+        """Begin to wait for claimed chunks."""
+        cutter = Cutter(self.staged.layout.chunks, numbers, room)
+        self._cutters[cutter] = self._now_ms()
+        return cutter
+
+    def drop(self, cutter: Cutter) -> None:
+        """Wait for these chunks no more; what did not come is free again."""
+        self.plan.give_back(cutter.waits_for)
+        self._cutters.pop(cutter)
+
+    async def moved(self, at_most_ms: float) -> None:
+        """Wait until another chunk is there, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_ms / 1000):
+                await self._moved.wait()
+
+    async def take_over(self) -> list[int]:
+        """Wait until there is something to do for an idle connection; nothing: there never will be.
+
+        That is half of what the slowest other one still waits for, once it is slow.
+        """
+        while not self.plan.is_complete:
+            now_ms = self._now_ms()
+            slow = [one for one, since in self._cutters.items() if now_ms - since >= _SLOW_MS]
+            slowest = max(slow, key=lambda one: len(one.waits_for), default=None)
+            if slowest is not None and (taken := slowest.give_up_half()):
+                return taken
+            await self.moved(_SLOW_MS)
+            if taken := self.plan.claim(self._settings.request_bytes, self._settings.connections):
+                return taken
+        return []
 
     def wrong(self, number: int, standing: Standing) -> None:
         """Note that a source sent wrong bytes for a claimed chunk."""

@@ -134,6 +134,13 @@ class Cutter:
         last = self._chunks[self._numbers[-1]]
         return self._needs_at, last.offset + last.length
 
+    def give_up_half(self) -> list[int]:
+        """Leave the last half of what is waited for to somebody else; nothing of a single chunk."""
+        kept = (len(self._numbers) + 1) // 2
+        left = self._numbers[kept:]
+        del self._numbers[kept:]
+        return left
+
     def feed(self, position: int, data: bytes) -> Iterator[tuple[int, memoryview]]:
         """Take bytes that lie at `position`; gives (number, bytes) of each chunk that is whole.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.clock import monotonic_ms
 from appliance.contract.names import blob_path
 from appliance.errors import BlobCorrupt, HubUnreachable, SyncError
 from tests.unit.sync.hostile import (
@@ -339,3 +340,26 @@ def test_a_mirror_with_wrong_bytes_is_asked_twice_and_no_more(tmp_path: Path) ->
 
     asyncio.run(run())
     assert sum(one.path == path for one in liar.asked) <= QUICK.connections + 1
+
+
+def test_an_idle_connection_takes_over_half_of_what_a_slow_one_waits_for(tmp_path: Path) -> None:
+    wanted, files = a_file(DATA)
+    path = blob_path(wanted.blob.sha256)
+
+    def answer(asked: Asked) -> Parts:
+        if asked.path != path or asked.start:
+            return honest(asked)
+        cuts = [asked.part[at : at + 1500] for at in range(0, len(asked.part), 1500)]
+        return [honest(asked)[0], *(part for cut in cuts for part in (cut, 0.1))]
+
+    server = Server(files, answer)
+    alone_s = QUICK.request_bytes / 1500 * 0.1
+
+    async def run() -> float:
+        async with server.running(), fetching(tmp_path, server) as (fetcher, store):
+            began = monotonic_ms()
+            await fetcher.fetch_now([wanted])
+            assert store.has(wanted.blob)
+            return (monotonic_ms() - began) / 1000
+
+    assert asyncio.run(run()) < alone_s * 0.8
