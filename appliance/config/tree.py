@@ -244,7 +244,8 @@ class Engine(Section):
         Meta(
             ge=1,
             le=60_000,
-            description="Longest step that a prompt may cause while other streams run, in ms.",
+            description="Longest step that a prompt may cause while other streams run, in ms; up"
+            " to twice as long where that makes a long prompt's tokens a fifth cheaper.",
         ),
     ] = 300.0
     step_ms_max: Annotated[

@@ -338,7 +338,7 @@ class Cache:
             return False
         if 2 * self.ledger.held_only_by([choice.seq_id]) < choice.evaluated:
             return False
-        again_ms = self._cost.predict_rows_ms(0, choice.evaluated, self.ledger.used)
+        again_ms = self._cost.predict_rows_ms(0, choice.evaluated, choice.evaluated)
         if 2.0 * size / _SWAP_BYTES_PER_MS > again_ms or not self._make_room(size):
             return False
         choice.state = self._save(choice)

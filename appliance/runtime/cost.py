@@ -1,11 +1,11 @@
 """Predict how long a step takes, from the steps so far.
 
 What this room does: measures, while warming up, how long steps of some sizes take; fits
-t = s·curve(rows) + g·decode + d·attended to the steps since, for each number of threads apart;
-turns a time budget into the number of prompt tokens that fit into it.
+t = s·curve(rows) + g·decode + d·attended + e·tiled to the steps since, for each number of threads
+apart; turns a time budget into the number of prompt tokens that are evaluated best within it.
 What it knows: rows are decode and prefill rows together; a decode row has logits besides; attended
-is rows times the span of KV cells that each of them looks at (a unified cache is read up to its
-highest used cell).
+is rows times the span of KV cells that each of them reads, in steps of fewer than ATTENTION_TILE
+rows; tiled is the same in larger ones.
 What it never does: measure, or trust one measurement. No coefficient is ever negative.
 
 A size that the warm-up did not reach, on a machine that was busy then, is taken into the curve when
@@ -15,6 +15,12 @@ factor could drift apart and nobody would know which of them is wrong.
 The curve is bent. On two cores of a CPU a 1B model takes 17 ms for one row, 59 for 8, 99 for 15,
 75 for 16, 140 for 32 and 258 for 64: matrix kernels work on tiles, and rows beside a whole number
 of tiles are dear. So a step is filled to a multiple of 16 rows where it can be.
+
+Attention is bent too: from 64 rows on ggml's flash attention works on tiles of 64
+(ggml-cpu/ops.cpp, GGML_FA_TILE_Q), of which the last may be partly empty. Behind 2,048 cells of the
+1B model 32 rows take 432 ms, 63 rows 856, 64 rows 475, 80 rows 732 and 128 rows 928. So a prompt
+that is long goes on by whole tiles where it can, even if a smaller step would keep a stream waiting
+a little less.
 
 The fit is weighted least squares that forgets. Errors count relative to the step's duration, so
 that short decode steps and long prompt steps matter alike. What isn't seen for a while falls back
@@ -31,6 +37,7 @@ the nearest one, scaled as if threads shared all work evenly, and gives way to i
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,23 +49,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-ROW_QUANTUM = 16  # rows of a whole number of tiles, see above
+ROW_QUANTUM = 16  # rows of a whole number of tiles of a matrix kernel, see above
+ATTENTION_TILE = 64
+_WORTH = 0.8  # a step may take longer than its budget if it makes a token cheaper by this factor
+_UNKNOWN = 1e-12  # a coefficient that nothing has priced
+_DEEPER_LEAST = 0.02  # of a step's time: what it takes longer behind more cells, if not measurable
+_ATTENDED_START = 1 / 1000  # of a row's price, for each cell, until it is measured
 _FORGETTING = 0.99  # half of the weight lies in the last 70 steps
 _PRIOR_WEIGHT_UNSETTLED = 0.02  # start values give way to the first measurements
 _PRIOR_WEIGHT = 0.5  # in steps: how much one relative error of a coefficient weighs
-_SCALE = (1.0, 1 / 16, 1 / 65_536)  # makes the features alike in size
+_SCALE = (1.0, 1 / 16, 1 / 65_536, 1 / 65_536)  # makes the features alike in size
 _OFF = 0.25  # a prediction that is off by more is mended at once
 _SOLVE_EVERY = 8
 _OUTLIER = 4.0
 _POINT_WEIGHT = 0.05  # of a step, in a point of the curve that was learnt
 _POINTS_APART = 1.4  # a step that is larger than the largest point by this factor is a new one
 _GROWTH = 4
-_FLOORS = np.array([0.33, 0.33, 0.0])  # of the settled prior
+_FLOORS = np.array([0.33, 0.33, 0.1, 0.1])  # of the settled prior
 _MARGIN = 0.9  # the share of a budget that a prediction may fill
 _STEP_MS_FLOOR = 0.05
 # Safe to begin with, for a model of about 1B parameters on two cores; the warm-up corrects it.
 _CURVE_FIRST = {1: 8.0, 64: 386.0}
-_START = np.array([1.0, 34.0, 1e-4])
+_START = np.array([1.0, 34.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +108,8 @@ class CostModel:
         self._decode_threads, self._prefill_threads = decode_threads, prefill_threads
 
     @property
-    def coefficients(self) -> tuple[float, float, float]:
-        """Read s, g, d: a factor on the curve, ms of a decode row, ms of an attended cell."""
+    def coefficients(self) -> tuple[float, ...]:
+        """Read s, g, d, e: a factor on the curve, ms of a decode row, of a cell attended to."""
         return self._fits[self._prefill_threads].coefficients
 
     @property
@@ -127,21 +139,36 @@ class CostModel:
         threads = self._prefill_threads if prefill else self._decode_threads
         return self._fits[threads].predict_rows_ms(decode, prefill, kv_span)
 
-    def prefill_room(self, decode: int, kv_span: int, budget_ms: float) -> int:
-        """Count the prompt tokens that fit into a step beside `decode` rows; may be 0.
+    def prefill_room(
+        self, decode: int, kv_span: int, budget_ms: float, limit_ms: float = 0.0, wanted: int = 0
+    ) -> int:
+        """Count the prompt tokens that a step beside `decode` rows evaluates best; may be 0.
 
-        Where that leaves any, the step has a multiple of ROW_QUANTUM rows in all.
+        Where that leaves any, the step has a multiple of ROW_QUANTUM rows in all. It stays within
+        the budget, but for one tile of attention that takes at most `limit_ms` and makes each
+        token much cheaper than what fits. `wanted`: how many there are, if not more than enough.
         """
-        return self._fits[self._prefill_threads].prefill_room(decode, kv_span, budget_ms)
+        fit = self._fits[self._prefill_threads]
+        return fit.prefill_room(decode, kv_span, budget_ms, limit_ms, wanted)
 
     def observe(self, shape: StepShape, step_ms: float) -> None:
         """Fold in one measured step, evaluated with the threads in use."""
         if shape.decode + shape.prefill:
             self._fits[self.threads(shape)].observe(shape, step_ms)
 
+    def observe_depth(self, shape: StepShape, step_ms: float, deep_ms: float, cells: int) -> None:
+        """Price attention: such a step took `deep_ms` behind so many cells more. To warm up."""
+        self._fits[self.threads(shape)].observe_depth(shape, step_ms, deep_ms, cells)
+
     def settle(self) -> None:
         """Take the fits so far as priors: what is never seen again is priced as it is now."""
-        for fit in self._fits.values():
+        for threads, fit in self._fits.items():
+            near = min(
+                (other for other, one in self._fits.items() if one.knows_attention),
+                key=lambda other: abs(other - threads),
+                default=threads,
+            )
+            fit.take_attention(self._fits[near], near / threads)
             fit.settle()
 
     def _only_seen(self) -> None:
@@ -171,8 +198,8 @@ class _Fit:
         self.observed = 0
 
     @property
-    def coefficients(self) -> tuple[float, float, float]:
-        """Read s, g, d: a factor on the curve, ms of a decode row, ms of an attended cell."""
+    def coefficients(self) -> tuple[float, ...]:
+        """Read s, g, d, e; see `CostModel.coefficients`."""
         return self._coefficients
 
     @property
@@ -182,27 +209,44 @@ class _Fit:
 
     def predict_rows_ms(self, decode: int, prefill: int, kv_span: int) -> float:
         """Predict the duration of a step of so many rows."""
-        s, g, d = self._coefficients
         rows = decode + prefill
-        return s * self._curve.at(rows) + g * decode + d * rows * kv_span
+        s, g, _, _ = self._coefficients
+        return s * self._curve.at(rows) + g * decode + self._attention_ms(rows, kv_span)
 
-    def prefill_room(self, decode: int, kv_span: int, budget_ms: float) -> int:
-        """Count the prompt tokens that fit into a step beside `decode` rows; may be 0.
+    def _attention_ms(self, rows: int, kv_span: int) -> float:
+        _, _, d, e = self._coefficients
+        attended, tiled = _attended(rows, kv_span)
+        return d * attended + e * tiled
 
-        Where that leaves any, the step has a multiple of ROW_QUANTUM rows in all.
-        """
+    def prefill_room(
+        self, decode: int, kv_span: int, budget_ms: float, limit_ms: float, wanted: int
+    ) -> int:
+        """Count the prompt tokens that a step evaluates best; see `CostModel.prefill_room`."""
         budget_ms *= _MARGIN
-        low, high = 0, self._prefill_seen * _GROWTH
-        if self.predict_rows_ms(decode, high, kv_span + high) <= budget_ms:
-            low = high
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.predict_rows_ms(decode, middle, kv_span + middle) <= budget_ms:
-                low = middle
-            else:
-                high = middle
-        whole = (decode + low) // ROW_QUANTUM * ROW_QUANTUM - decode
-        return whole if whole > 0 else low
+        most = self._prefill_seen * _GROWTH
+        most = min(most, wanted) if wanted else most
+        tile = max(1, ATTENTION_TILE - decode)
+
+        def price_ms(count: int) -> float:
+            return self.predict_rows_ms(decode, count, kv_span + count)
+
+        def dearness(count: int) -> float:
+            return price_ms(count) / count if count else math.inf
+
+        if 0 < wanted <= most and price_ms(wanted) <= budget_ms:
+            return wanted
+        small = _most_within(price_ms, budget_ms, 0, min(most, tile - 1))
+        found = [_whole(decode, small, ROW_QUANTUM)]
+        if most >= tile and price_ms(tile) <= budget_ms:
+            large = _most_within(price_ms, budget_ms, tile, most)
+            found += [_whole(decode, large, quantum) for quantum in (ROW_QUANTUM, ATTENTION_TILE)]
+        elif (
+            most >= tile
+            and price_ms(tile) <= limit_ms
+            and (not small or dearness(tile) < _WORTH * dearness(found[0]))
+        ):
+            return tile
+        return max(found, key=lambda count: (-dearness(count), count)) if most else 0
 
     def observe(self, shape: StepShape, step_ms: float) -> None:
         """Fold in one measured step."""
@@ -211,7 +255,7 @@ class _Fit:
         if not self._settled and not shape.decode:
             known = self._measured.get(shape.prefill, measured)
             self._measured[shape.prefill] = min(known, measured)
-            self._curve = _Curve(self._measured)
+            self._lay_curve()
         predicted = self.predict_rows_ms(shape.decode, shape.prefill, shape.kv_span)
         if self.observed >= len(_START):
             # A step that another process held up says little: pull it in, and believe it slowly.
@@ -227,16 +271,50 @@ class _Fit:
 
     def _learn_point(self, shape: StepShape, measured_ms: float) -> None:
         """Put into the curve what a step says of it, less its decode rows and attention."""
-        s, g, d = self._coefficients
+        s, g, _, _ = self._coefficients
         rows = shape.decode + shape.prefill
-        rest_ms = measured_ms - g * shape.decode - d * rows * shape.kv_span
+        rest_ms = measured_ms - g * shape.decode - self._attention_ms(rows, shape.kv_span)
         if s > 0.0 and rest_ms > 0.0:
             self._curve.learn(rows, rest_ms / s)
+
+    def observe_depth(self, shape: StepShape, step_ms: float, deep_ms: float, cells: int) -> None:
+        """Price a cell attended to, and take what that makes of each step out of the curve."""
+        attended = np.array([0.0, 0.0, *_attended(shape.decode + shape.prefill, cells)]) * _SCALE
+        priced = np.flatnonzero(attended)
+        fit = self._fit.copy()
+        fit[priced] = max(deep_ms - step_ms, _DEEPER_LEAST * step_ms) / attended[priced]
+        self._prior[priced] = fit[priced]
+        self._set_fit(fit)
+        self._lay_curve()
+
+    @property
+    def knows_attention(self) -> bool:
+        """Say whether a cell attended to has a measured price."""
+        return bool((self._prior[2:] > _UNKNOWN).any())
+
+    def take_attention(self, other: _Fit, factor: float) -> None:
+        """Price a cell attended to as another fit does, unless it is known here."""
+        if not self.knows_attention:
+            fit = self._fit.copy()
+            fit[2:] = self._prior[2:] = other._prior[2:] * factor
+            self._set_fit(fit)
+
+    def _lay_curve(self) -> None:
+        """Lay the curve through what was measured, less the attention to the step's own cells."""
+        self._curve = _Curve(
+            {
+                rows: max(0.5 * ms, ms - self._attention_ms(rows, rows))
+                for rows, ms in self._measured.items()
+            }
+        )
 
     def settle(self) -> None:
         """Take the fit so far as the prior: what is never seen again is priced as it is now."""
         self._settled = True
         self._prior = np.maximum(self._fit, self._prior * 1e-3)
+        unknown = self._prior < _UNKNOWN
+        self._prior[unknown] = self.row_ms * _ATTENDED_START / np.array(_SCALE)[unknown]
+        self._set_fit(self._prior.copy())
         self._prior_weight = _PRIOR_WEIGHT
         self._floor = self._prior * _FLOORS
 
@@ -245,7 +323,8 @@ class _Fit:
         fit = _Fit()
         fit._curve = self._curve.scaled(factor)
         fit._settled = True
-        fit._prior = np.maximum(self._fit, self._prior * 1e-3) * np.array([1.0, factor, factor])
+        fit._prior = np.maximum(self._fit, self._prior * 1e-3)
+        fit._prior *= np.array([1.0, factor, factor, factor])
         fit._floor = fit._prior * _FLOORS * min(1.0, 1.0 / factor)
         fit._set_fit(fit._prior.copy())
         fit._prefill_seen = self._prefill_seen
@@ -253,17 +332,12 @@ class _Fit:
 
     def _set_fit(self, fit: NDArray[np.float64]) -> None:
         self._fit = fit
-        s, g, d = (fit * _SCALE).tolist()
-        self._coefficients: tuple[float, float, float] = (s, g, d)
+        self._coefficients: tuple[float, ...] = tuple((fit * _SCALE).tolist())
 
-    def _features(self, shape: StepShape) -> tuple[float, float, float]:
+    def _features(self, shape: StepShape) -> tuple[float, ...]:
         rows = shape.decode + shape.prefill
-        curve, decode, attended = _SCALE
-        return (
-            self._curve.at(rows) * curve,
-            shape.decode * decode,
-            rows * shape.kv_span * attended,
-        )
+        features = (self._curve.at(rows), shape.decode, *_attended(rows, shape.kv_span))
+        return tuple(feature * scale for feature, scale in zip(features, _SCALE, strict=True))
 
     def _solve(self) -> NDArray[np.float64]:
         """Minimise the weighted error plus the pull to the prior, with no coefficient too low.
@@ -284,6 +358,32 @@ class _Fit:
         return self._floor + above
 
 
+def _attended(rows: int, kv_span: int) -> tuple[int, int]:
+    """Count rows times cells, in a step without tiles of attention, and in one with them."""
+    if rows < ATTENTION_TILE:
+        return rows * kv_span, 0
+    return 0, -(-rows // ATTENTION_TILE) * ATTENTION_TILE * kv_span
+
+
+def _most_within(price_ms: Callable[[int], float], budget_ms: float, low: int, high: int) -> int:
+    """Find the most that stays within the budget, if `low` does and more never costs less."""
+    if high <= low or price_ms(high) <= budget_ms:
+        return max(low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if price_ms(middle) <= budget_ms:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _whole(decode: int, prefill: int, quantum: int) -> int:
+    """Leave out what does not fill a quantum of rows; all of it if there is not even one."""
+    whole = (decode + prefill) // quantum * quantum - decode
+    return whole if whole > 0 else prefill
+
+
 class _Sums:
     """What least squares need to know of the steps so far; older ones weigh less."""
 
@@ -291,7 +391,7 @@ class _Sums:
         self.moments = [[0.0] * len(_START) for _ in _START]
         self.targets = [0.0] * len(_START)
 
-    def add(self, features: tuple[float, float, float], measured_ms: float) -> None:
+    def add(self, features: tuple[float, ...], measured_ms: float) -> None:
         weight = 1.0 / measured_ms**2
         for row, feature in enumerate(features):
             self.targets[row] = _FORGETTING * self.targets[row] + weight * measured_ms * feature

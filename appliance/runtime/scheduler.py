@@ -32,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from appliance.domain import Priority
 from appliance.errors import ApplianceError, ContextTooLong, DeadlineExceeded, QueueFull
 from appliance.runtime.cache import Cache
-from appliance.runtime.compose import Composed, Composer
+from appliance.runtime.compose import Composed, Composer, span_of
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.fairness import RANKS, Fairness, Party
 from appliance.runtime.jobs import Advance, Choice, Job, Move, Plan, SchedulerLimits, Span
@@ -407,8 +407,8 @@ class Scheduler:
             return
         total = sum(rows.values())
         decode = sum(span.rows for span in spans if span.count == 1)
-        used = self.cache.ledger.used
-        step_ms = self.cost.predict_rows_ms(decode, total - decode, used)
+        span = span_of(spans, self.cache.ledger.used)
+        step_ms = self.cost.predict_rows_ms(decode, total - decode, span)
         self._fairness.charge(rows, parties, step_ms, self.cost.row_ms)
 
     # --- pressure --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from appliance.domain import MemoryKind
 from appliance.runtime.contention import Contention
 from appliance.runtime.cost import CostModel, StepShape
 from appliance.runtime.llama import Context, DecodeCode, EngineFault
@@ -22,6 +23,10 @@ _SIZES_FEWER = (1, 4, 8, 16, 64)
 _SINGLES = (1, 4, 16)  # of these also steps of decoding, which have logits in each row
 _SIZE_LEAST = 32
 _SIZE_LEAST_FEWER = 4
+_DEEP_MS = 400.0
+_DEEP_CELLS = 1024
+_DEEP_COPIES_LEAST = 2
+_DEEP_SIZES = (16, 64)  # without tiles of attention, and with one
 _TRIES = 3  # another process may hold one up; the quickest is the price
 
 
@@ -86,7 +91,52 @@ def _measure(
         least = _SIZE_LEAST if is_first else _SIZE_LEAST_FEWER
         if size >= least and clock() + 2.0 * _TRIES * min(tries) > deadline_ms:
             break
+    if is_first:
+        _measure_depth(context, cost, clock, measured)
     return measured
+
+
+def _measure_depth(
+    context: Context,
+    cost: CostModel,
+    clock: Callable[[], float],
+    measured: dict[StepShape, float],
+) -> None:
+    """Repeat two of the steps behind many cells, so that attention to them has a price.
+
+    The cells are copies of one short prompt: what they hold is of no matter, only that it is read.
+    """
+    head = _DEEP_SIZES[-1]
+    copies = min(_DEEP_CELLS, context.cells - 2 * head) // head
+    can_fill = context.kv_unified and context.memory_kind is MemoryKind.CUTTABLE
+    if not can_fill or context.sequences_max == 1 or copies < _DEEP_COPIES_LEAST:
+        return
+    if head > context.batch_tokens:
+        return
+    for size in _DEEP_SIZES:
+        shape = StepShape(decode=0, prefill=size, kv_span=size)
+        if shape not in measured:
+            measured[shape] = _step(context, size, clock, is_decode=False)
+            cost.observe(shape, measured[shape])
+        _fill(context, head, copies)
+        deadline_ms, tries = clock() + _DEEP_MS, list[float]()
+        while len(tries) < _TRIES and (not tries or clock() < deadline_ms):
+            began_ms = clock()
+            _evaluate(context, size, head)
+            tries.append(clock() - began_ms)
+            context.cut(0, head)
+        context.clear()
+        cost.observe_depth(shape, measured[shape], min(tries), copies * head)
+
+
+def _fill(context: Context, tokens: int, copies: int) -> None:
+    """Give the first sequence the cells of a prompt so many times over."""
+    _evaluate(context, tokens, 0)
+    state = context.save_state(0)
+    for _ in range(copies - 1):
+        context.restore_state(1, state)
+        context.copy(1, 0)
+        context.remove(1)
 
 
 def _sums(measured: dict[int, dict[StepShape, float]], shapes: set[StepShape]) -> dict[int, float]:
@@ -103,13 +153,23 @@ def _step(context: Context, rows: int, clock: Callable[[], float], *, is_decode:
     began_ms = clock()
     if is_decode:
         context.put_singles(token_ids, list(range(rows)), token_ids)
+        _decode(context, rows)
     else:
-        context.put(0, token_ids, 0, 0)
-        context.want_row(rows - 1)
+        _evaluate(context, rows, 0)
+    step_ms = clock() - began_ms
+    context.clear()
+    return step_ms
+
+
+def _evaluate(context: Context, rows: int, position: int) -> None:
+    """Evaluate prompt tokens of the first sequence from a position on."""
+    context.put(0, [0] * rows, 0, position)
+    context.want_row(rows - 1)
+    _decode(context, rows)
+
+
+def _decode(context: Context, rows: int) -> None:
     code = context.decode(rows)
     if code is not DecodeCode.OK:
         raise EngineFault(f"a first step of {rows} tokens failed: {code.name}")
     context.logits(1)
-    step_ms = clock() - began_ms
-    context.clear()
-    return step_ms

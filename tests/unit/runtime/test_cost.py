@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.runtime.cost import CostModel, StepShape
+from appliance.runtime.cost import ATTENTION_TILE, CostModel, StepShape
 
 Truth = Callable[[StepShape], float]
 
@@ -15,7 +15,9 @@ Truth = Callable[[StepShape], float]
 def truth(a: float, b: float, c: float, d: float) -> Truth:
     def step_ms(shape: StepShape) -> float:
         rows = shape.decode + shape.prefill
-        return a + b * shape.decode + c * shape.prefill + d * rows * shape.kv_span
+        tiled = -(-rows // ATTENTION_TILE) * ATTENTION_TILE / 3
+        attended = rows if rows < ATTENTION_TILE else tiled
+        return a + b * shape.decode + c * shape.prefill + d * attended * shape.kv_span
 
     return step_ms
 
@@ -41,6 +43,10 @@ def warm(model: CostModel, true_ms: Truth) -> None:
             StepShape(decode=min(rows, 16), prefill=0, kv_span=rows),
         ):
             model.observe(shape, true_ms(shape))
+    for rows in (16, 64):
+        shape = StepShape(decode=0, prefill=rows, kv_span=rows)
+        deep = StepShape(decode=0, prefill=rows, kv_span=rows + 1000)
+        model.observe_depth(shape, true_ms(shape), true_ms(deep), 1000)
     model.settle()
 
 
@@ -149,3 +155,53 @@ def test_a_number_of_threads_not_seen_yet_is_priced_by_the_nearest_and_soon_by_i
     for _ in range(5):
         model.observe(shape, 0.9 * true_ms(shape))
     assert model.predict_ms(shape) == pytest.approx(0.9 * true_ms(shape), rel=0.1)
+
+
+def tiling() -> tuple[CostModel, Truth]:
+    """Price the 1B shape on two cores: 4 ms a row, 0.0045 ms a cell, a third of it in tiles."""
+    true_ms, model = truth(12.0, 4.3, 4.0, 4.5e-3), CostModel()
+    warm(model, true_ms)
+    return model, true_ms
+
+
+def test_deep_in_a_prompt_a_whole_tile_may_take_longer_than_the_budget() -> None:
+    model, true_ms = tiling()
+    assert model.prefill_room(1, 100, 300.0, 600.0) <= 63
+    assert model.prefill_room(1, 2000, 300.0, 600.0) == 63
+    assert true_ms(StepShape(decode=1, prefill=63, kv_span=2063)) <= 600.0
+
+
+@pytest.mark.parametrize("limit_ms", [0.0, 300.0, 400.0])
+def test_a_tile_that_takes_longer_than_its_limit_is_not_evaluated(limit_ms: float) -> None:
+    model, true_ms = tiling()
+    room = model.prefill_room(1, 2000, 300.0, limit_ms)
+    assert 0 < room < 63
+    assert true_ms(StepShape(decode=1, prefill=room, kv_span=2000 + room)) <= 300.0
+
+
+def test_alone_a_long_prompt_goes_on_by_whole_tiles() -> None:
+    model, _ = tiling()
+    assert model.prefill_room(0, 2000, 1000.0, 1000.0) % ATTENTION_TILE == 0
+
+
+def test_what_is_left_of_a_prompt_is_evaluated_whole_where_it_fits() -> None:
+    model, _ = tiling()
+    assert model.prefill_room(0, 100, 1000.0, 1000.0, wanted=21) == 21
+    assert model.prefill_room(0, 100, 1000.0, 1000.0, wanted=70) == 70
+
+
+def test_steps_of_other_thread_counts_price_attention_by_the_one_that_was_measured() -> None:
+    true_ms, model = truth(12.0, 4.3, 4.0, 4.5e-3), CostModel()
+    model.measure(2)
+    for rows in (1, 16, 64):
+        model.observe(StepShape(decode=0, prefill=rows, kv_span=rows), 12.0 + 4.0 * rows)
+    for rows in (16, 64):
+        shape = StepShape(decode=0, prefill=rows, kv_span=rows)
+        deep = StepShape(decode=0, prefill=rows, kv_span=rows + 1000)
+        model.observe_depth(shape, true_ms(shape), true_ms(deep), 1000)
+    model.measure(1)
+    for rows in (1, 16, 64):
+        model.observe(StepShape(decode=0, prefill=rows, kv_span=rows), 2.0 * (12.0 + 4.0 * rows))
+    model.settle()
+    deep = StepShape(decode=0, prefill=16, kv_span=2000)
+    assert model.predict_ms(deep, 1) == pytest.approx(2.0 * true_ms(deep), rel=0.1)

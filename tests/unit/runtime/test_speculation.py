@@ -19,6 +19,9 @@ def cost_of(base_ms: float, row_ms: float) -> CostModel:
         for decode in (0, rows):
             shape = StepShape(decode=decode, prefill=rows - decode, kv_span=rows)
             cost.observe(shape, base_ms + rows * row_ms)
+    for rows in (16, 64):  # attention costs next to nothing here
+        shape = StepShape(decode=0, prefill=rows, kv_span=rows)
+        cost.observe_depth(shape, 1.0, 1.0, 1_000_000)
     cost.settle()
     return cost
 
