@@ -214,7 +214,13 @@ class Daemon:
         standbys = Standbys(router, config.hosting, metrics)
         keyring = Keyring(config.access, config.clients)
         service = Service(
-            router, audit, metrics, config.limits, keyring=keyring, clock=monotonic_ms
+            router,
+            audit,
+            metrics,
+            config.limits,
+            keyring=keyring,
+            clock=monotonic_ms,
+            standbys=standbys.statuses,
         )
         streams = Streams(config.limits, metrics)
         adapters = AdapterService(router, versions, audit, metrics, config.server.adapter_dir)

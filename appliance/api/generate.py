@@ -50,6 +50,8 @@ from appliance.domain import (
     RequestId,
     RerankRequest,
     RerankResult,
+    Role,
+    StandbyStatus,
     TextPrompt,
     VersionState,
 )
@@ -80,8 +82,13 @@ class Service:
         *,
         keyring: Keyring,
         clock: Callable[[], float],
+        standbys: Callable[[], tuple[StandbyStatus, ...]] = tuple,
     ) -> None:
-        """Serve what `router` serves. `clock` is monotonic, in milliseconds."""
+        """Serve what `router` serves. `clock` is monotonic, in milliseconds.
+
+        `standbys` says how former versions are held.
+        """
+        self._standbys = standbys
         self._router = router
         self._keyring = keyring
         self._audit = audit
@@ -266,6 +273,11 @@ class Service:
         self._authorise(client, Verb.LIST_MODELS, "*")
         return self._router.models()
 
+    def standbys(self, client: Client) -> tuple[StandbyStatus, ...]:
+        """Say how the standby of each model is held, loaded or not. Raises as `models`."""
+        self._authorise(client, Verb.LIST_MODELS, "*")
+        return self._standbys()
+
     def model(self, client: Client, name: str) -> ModelStatus:
         """Find one by its name or name@version, whether it is ready or not.
 
@@ -274,7 +286,8 @@ class Service:
         """
         self._authorise(client, Verb.LIST_MODELS, name)
         for status in self._router.models():
-            if name in (status.version.model, status.version.label):
+            is_meant = name == status.version.model and status.role is Role.ACTIVE
+            if is_meant or name == status.version.label:
                 return status
         raise ModelNotServed(model=name)
 

@@ -42,6 +42,7 @@ from appliance.domain import (
     ModelStatus,
     RequestId,
     Role,
+    StandbyStatus,
     VersionState,
 )
 from appliance.errors import ApplianceError, InvalidRequest
@@ -309,8 +310,11 @@ class ModelServicer:
     async def list(self, request: model_pb2.ListRequest, context: Context) -> object:
         """Answer with every version."""
         del request  # there is nothing to choose yet
-        statuses = self._service.models(client_of(self._service, context))
-        return model_pb2.ListResponse(models=[_model(status) for status in statuses])
+        client = client_of(self._service, context)
+        return model_pb2.ListResponse(
+            models=[_model(status) for status in self._service.models(client)],
+            standbys=[_standby(status) for status in self._service.standbys(client)],
+        )
 
     async def get(self, request: model_pb2.GetRequest, context: Context) -> object:
         """Answer with one."""
@@ -342,6 +346,17 @@ class ModelServicer:
         """Answer with every adapter."""
         statuses = self._adapters.list(client_of(self._service, context), request.model)
         return model_pb2.ListAdaptersResponse(adapters=[_adapter(status) for status in statuses])
+
+
+def _standby(status: StandbyStatus) -> model_pb2.Standby:
+    return model_pb2.Standby(
+        label=status.version.label,
+        level=status.level.value,
+        reason=status.reason,
+        resident_ratio=status.resident_ratio,
+        locked_bytes=status.locked_bytes,
+        rollback_ms=status.rollback_ms,
+    )
 
 
 def _model(status: ModelStatus) -> model_pb2.Model:

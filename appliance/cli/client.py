@@ -83,6 +83,17 @@ class ServedFacts(msgspec.Struct, frozen=True, kw_only=True):
     partitioned_speedup: float
 
 
+class HeldStandby(msgspec.Struct, frozen=True, kw_only=True):
+    """The version a rollback goes back to: its level, h0 to h4, and why it is not higher."""
+
+    label: str
+    level: str
+    reason: str
+    resident_ratio: float
+    locked_bytes: int
+    rollback_ms: float | None
+
+
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     """One loaded version, as `ModelService` tells it. `loading_ratio` is 0 to 1."""
 
@@ -195,6 +206,12 @@ class Client:
         with self._failures():
             answer = await self._inference.Embed(message)
         return [list(embedding.values) for embedding in answer.embeddings]
+
+    async def standbys(self) -> tuple[HeldStandby, ...]:
+        """Say how each standby is held. Raises as `models`."""
+        with self._failures():
+            answer = await self._models.List(model_pb2.ListRequest(), timeout=CALL_TIMEOUT_S)
+        return tuple(_held(standby) for standby in answer.standbys)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """List every loaded version.
@@ -407,6 +424,17 @@ def _final(final: pb.Final) -> domain.Final:
             total_ms=final.timings.total_ms,
         ),
         finish_reasons=tuple(_FINISH[reason] for reason in final.finish_reasons),
+    )
+
+
+def _held(standby: model_pb2.Standby) -> HeldStandby:
+    return HeldStandby(
+        label=standby.label,
+        level=standby.level,
+        reason=standby.reason,
+        resident_ratio=standby.resident_ratio,
+        locked_bytes=standby.locked_bytes,
+        rollback_ms=standby.rollback_ms if standby.HasField("rollback_ms") else None,
     )
 
 

@@ -17,10 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from appliance.cli import show
-from appliance.cli.client import Client, ServedModel
+from appliance.cli.client import Client, HeldStandby, ServedModel
 from appliance.cli.options import address_of, address_option
 
 PIPE_COLUMNS = 200
+_LEVELS = {
+    "h0": "on disk (h0)",
+    "h1": "in the page cache (h1)",
+    "h2": "locked in memory (h2)",
+    "h3": "loaded (h3)",
+    "h4": "loaded and proven (h4)",
+}
 _COLOURS = {"ready": "green", "loading": "yellow", "restarting": "yellow", "failed": "red"}
 
 
@@ -34,9 +41,10 @@ def status(
 ) -> None:
     """Show models, their state, load and workers. Exits with 75 if no daemon answers."""
     where = address_of(address, runtime_dir)
-    models = asyncio.run(_models(where))
+    models, standbys = asyncio.run(_read(where))
     if as_json:
-        print(msgspec.json.encode({"address": where, "models": models}).decode())
+        shown = {"address": where, "models": models, "standbys": standbys}
+        print(msgspec.json.encode(shown).decode())
         return
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     console = Console(highlight=False, width=width)
@@ -44,11 +52,23 @@ def status(
     for model in models:
         if model.reason:
             console.print(f"{model.label}: {model.reason}", markup=False)
+    for standby in standbys:
+        console.print(_line(standby), markup=False)
 
 
-async def _models(address: str) -> tuple[ServedModel, ...]:
+async def _read(address: str) -> tuple[tuple[ServedModel, ...], tuple[HeldStandby, ...]]:
     async with Client(address) as client:
-        return await client.models()
+        return await client.models(), await client.standbys()
+
+
+def _line(standby: HeldStandby) -> str:
+    """Say in one line how a standby is held."""
+    parts = [_LEVELS[standby.level], f"{standby.resident_ratio:.0%} of its file in memory"]
+    if standby.rollback_ms is not None:
+        parts.append(f"the way back took {standby.rollback_ms:.0f} ms")
+    if standby.reason:
+        parts.append(standby.reason)
+    return f"{show.printable(standby.label)}: stands by {', '.join(parts)}"
 
 
 def _table(models: tuple[ServedModel, ...]) -> Table:

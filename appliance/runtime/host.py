@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from appliance import gguf
 from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Hosting, Model
 from appliance.contract.release import Expectation
@@ -40,9 +41,17 @@ from appliance.domain import (
     SwitchReport,
     TextPrompt,
     Traffic,
+    VersionState,
     Window,
 )
-from appliance.errors import ApplianceError, DeploymentRefused, ModelNotReady, ModelNotServed
+from appliance.errors import (
+    ApplianceError,
+    DeploymentRefused,
+    ModelNotReady,
+    ModelNotServed,
+    ModelUnloadable,
+    WorkerLost,
+)
 from appliance.runtime.devices import available_bytes
 from appliance.runtime.loadable import Loadable
 from appliance.runtime.router import Job, Router, Ticket
@@ -84,6 +93,7 @@ class Host:
 
         Raises:
             ModelUnloadable: the file can't be served; what was stopped stays stopped.
+            WorkerLost: its worker ended too often since.
             DeploymentRefused: clients are sent to the one to be stopped, and it is not the last.
         """
         began_ms = self._clock()
@@ -96,10 +106,13 @@ class Host:
                 return room
             served = await self._serve(self._loadable(hosted))
         await served.settled.wait()
+        if served.state is VersionState.FAILED:
+            raise served.failure or WorkerLost(cause="failed", tokens_sent=0)
         return Loaded(
             digest=hosted.digest,
             load_ms=self._clock() - began_ms,
             memory_bytes=_resident_bytes(served.pid),
+            tokenizer_sha256=await asyncio.to_thread(_tokenizer_sha256, served.path),
         )
 
     async def unload(self, digest: Digest) -> None:
@@ -269,6 +282,18 @@ async def _answered(ticket: Ticket) -> None:
     async with asyncio.timeout(_ANSWER_S), aclosing(ticket.events()) as events:
         async for _ in events:
             pass
+
+
+def _tokenizer_sha256(path: Path) -> str:
+    """Compute the digest of a file's tokenizer; blocks on the disk.
+
+    Raises:
+        ModelUnloadable: the file can't be read any more.
+    """
+    try:
+        return gguf.tokenizer_digest(path, gguf.read_head(path))
+    except gguf.GgufFault as fault:
+        raise ModelUnloadable(path=str(path), reason=str(fault)) from fault
 
 
 def _resident_bytes(pid: int) -> int:

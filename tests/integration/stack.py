@@ -25,12 +25,13 @@ from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
 from appliance.api.resume import Streams
 from appliance.clock import monotonic_ms, utc_ms
-from appliance.config import Access, Client, Engine, Grpc, Limits, Model, Rest
+from appliance.config import Access, Client, Engine, Grpc, Hosting, Limits, Model, Rest
 from appliance.config import Store as StoreSettings
 from appliance.domain import Digest, ModelStatus, ModelVersion, Origin
 from appliance.local_versions import LocalVersions
 from appliance.observe.metrics import Metrics
 from appliance.runtime.router import Router
+from appliance.runtime.standby import Standbys
 from appliance.store import Store
 
 DEMO = Path(__file__).resolve().parents[2] / "appliance" / "models" / "demo" / "demo-2.q8_0.gguf"
@@ -87,6 +88,7 @@ class Stack:
         self._store: Store
         self._audit: Audit
         self.router: Router
+        self.standbys: Standbys
         self.service: Service
         self.streams: Streams
         self.adapters: AdapterService
@@ -171,6 +173,7 @@ class Stack:
         self.router = Router(
             self._engine, self._limits, self.metrics, workers_planned=len(self._models)
         )
+        self.standbys = Standbys(self.router, Hosting(spare_worker=False), self.metrics)
         self.service = Service(
             self.router,
             self._audit,
@@ -178,6 +181,7 @@ class Stack:
             self._limits,
             keyring=self._keyring,
             clock=monotonic_ms,
+            standbys=self.standbys.statuses,
         )
         self.streams = Streams(self._limits, self.metrics)
         state = Store(self._runtime_dir / "state.db", local_versions.MIGRATIONS, StoreSettings())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,9 +13,11 @@ import msgspec
 import psutil
 import pytest
 
-from appliance.config import Hosting
+from appliance.cli.main import main
+from appliance.config import Hosting, Model
 from appliance.contract.release import Expectation
 from appliance.domain import (
+    DrillReport,
     HostedVersion,
     Loaded,
     NoRoom,
@@ -25,10 +28,13 @@ from appliance.domain import (
 )
 from appliance.errors import DeploymentRefused, ModelNotReady, ModelUnloadable
 from appliance.runtime.host import Host
+from appliance.runtime.loadable import Loadable
 from appliance.runtime.placement import Room
 from appliance.runtime.standby import Standbys, machine_room
 from appliance.sync.host import Examiner, ModelHost
 from tests.integration.bench import DEMO_MODEL
+from tests.integration.stack import Stack
+from tests.integration.stack import demo_version as stack_version
 from tests.integration.trial import NEW, OLD, Trial, edition, on_trial
 
 MUCH = Room(available_bytes=2**40, lockable_bytes=2**40, pressure_percent=0.0)
@@ -203,6 +209,7 @@ def test_a_host_loads_asks_and_directs_and_every_act_may_be_said_twice(tmp_path:
                 loaded = await h.host.load(hosted(3), None)
                 assert isinstance(loaded, Loaded)
                 assert loaded.memory_bytes > 0
+                assert len(loaded.tokenizer_sha256) == 64
             answer = await h.host.ask(
                 edition(3).digest, Expectation(prompt="hello", max_tokens=8, tokens_min=1)
             )
@@ -223,3 +230,29 @@ def test_a_host_loads_asks_and_directs_and_every_act_may_be_said_twice(tmp_path:
             assert isinstance(await h.host.load(too_much, None), NoRoom)
 
     asyncio.run(run())
+
+
+def test_status_says_how_a_standby_is_held(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former = Loadable(
+        version=stack_version("demo", 9), path=DEMO_MODEL, settings=Model(path=str(DEMO_MODEL))
+    )
+    stack.call(lambda: stack.standbys.keep(former))
+    try:
+        assert main(["status", "--json", "--address", stack.grpc_target]) == 0
+        (standby,) = json.loads(capsys.readouterr().out)["standbys"]
+        assert (standby["label"], standby["level"]) == ("demo@2", "h0")
+        assert standby["rollback_ms"] is None
+        assert main(["status", "--address", stack.grpc_target]) == 0
+        assert "demo@2: stands by on disk (h0), 0% of its file in memory" in capsys.readouterr().out
+        report = DrillReport(
+            version="demo@2", level=StandbyLevel.CACHED, utc_ms=1, load_ms=300.0, accepted_ms=1.2,
+            first_token_ms=9.0,
+        )  # fmt: skip
+        stack.call(lambda: stack.standbys.drilled("demo", report))
+        assert main(["status", "--address", stack.grpc_target]) == 0
+        assert "the way back took 301 ms" in capsys.readouterr().out
+    finally:
+        stack.call(lambda: stack.standbys.drop("demo"))
+    assert stack.call(stack.standbys.statuses) == ()

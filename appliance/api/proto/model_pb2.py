@@ -25,47 +25,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61ppliance/v1/model.proto\x12\x0c\x61ppliance.v1\"\x90\x03\n\nModelFacts\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x18\n\x10parameters_count\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\x05\x12\x1c\n\x14\x63ontext_train_tokens\x18\x06 \x01(\x05\x12\x16\n\x0e\x65mbedding_size\x18\x07 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x08 \x01(\x05\x12\x0f\n\x07pooling\x18\t \x01(\t\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x12\x1a\n\x12kv_bytes_per_token\x18\x0b \x01(\x03\x12\x15\n\rsequences_max\x18\x0c \x01(\x05\x12\x13\n\x0bmemory_kind\x18\r \x01(\t\x12\x14\n\x0c\x63\x61\x63he_layout\x18\x0e \x01(\t\x12\x1b\n\x13\x63\x61\x63he_layout_reason\x18\x0f \x01(\t\x12\x1b\n\x13partitioned_speedup\x18\x10 \x01(\x01\"\x94\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.appliance.v1.Role\x12)\n\x05state\x18\x06 \x01(\x0e\x32\x1a.appliance.v1.VersionState\x12\x15\n\rloading_ratio\x18\x07 \x01(\x02\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\'\n\x05\x66\x61\x63ts\x18\t \x01(\x0b\x32\x18.appliance.v1.ModelFacts\x12\x15\n\rrunning_count\x18\n \x01(\x05\x12\x15\n\rwaiting_count\x18\x0b \x01(\x05\x12\x12\n\nworker_pid\x18\x0c \x01(\x05\x12\x17\n\x0fworker_restarts\x18\r \x01(\x05\x12\x15\n\rkv_cells_used\x18\x0e \x01(\x05\x12\x16\n\x0ekv_cells_total\x18\x0f \x01(\x05\x12%\n\x04kind\x18\x10 \x01(\x0e\x32\x17.appliance.v1.ModelKind\"\r\n\x0bListRequest\"3\n\x0cListResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.appliance.v1.Model\"\x1b\n\nGetRequest\x12\r\n\x05model\x18\x01 \x01(\t\"1\n\x0bGetResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.appliance.v1.Model\"\xdb\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\r\n\x05scale\x18\x05 \x01(\x01\x12\x0c\n\x04rank\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12)\n\x05state\x18\x08 \x01(\x0e\x32\x1a.appliance.v1.AdapterState\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x16\n\x0erequests_count\x18\n \x01(\x05\x12\x0f\n\x07load_ms\x18\x0b \x01(\x01\"]\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x12\n\x05scale\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"=\n\x13LoadAdapterResponse\x12&\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x15.appliance.v1.Adapter\"3\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.appliance.v1.Adapter*\xb5\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERSION_STATE_LOADING\x10\x01\x12\x17\n\x13VERSION_STATE_READY\x10\x02\x12\x1c\n\x18VERSION_STATE_RESTARTING\x10\x03\x12\x1a\n\x16VERSION_STATE_DRAINING\x10\x04\x12\x18\n\x14VERSION_STATE_FAILED\x10\x05*S\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_ACTIVE\x10\x01\x12\x10\n\x0cROLE_STANDBY\x10\x02\x12\x12\n\x0eROLE_CANDIDATE\x10\x03*m\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_KIND_GENERATE\x10\x01\x12\x14\n\x10MODEL_KIND_EMBED\x10\x02\x12\x15\n\x11MODEL_KIND_RERANK\x10\x03*\x97\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x44\x41PTER_STATE_LOADING\x10\x01\x12\x17\n\x13\x41\x44\x41PTER_STATE_READY\x10\x02\x12\x1a\n\x16\x41\x44\x41PTER_STATE_DRAINING\x10\x03\x12\x18\n\x14\x41\x44\x41PTER_STATE_FAILED\x10\x04\x32\x8e\x03\n\x0cModelService\x12=\n\x04List\x12\x19.appliance.v1.ListRequest\x1a\x1a.appliance.v1.ListResponse\x12:\n\x03Get\x12\x18.appliance.v1.GetRequest\x1a\x19.appliance.v1.GetResponse\x12R\n\x0bLoadAdapter\x12 .appliance.v1.LoadAdapterRequest\x1a!.appliance.v1.LoadAdapterResponse\x12X\n\rUnloadAdapter\x12\".appliance.v1.UnloadAdapterRequest\x1a#.appliance.v1.UnloadAdapterResponse\x12U\n\x0cListAdapters\x12!.appliance.v1.ListAdaptersRequest\x1a\".appliance.v1.ListAdaptersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61ppliance/v1/model.proto\x12\x0c\x61ppliance.v1\"\x90\x03\n\nModelFacts\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x18\n\x10parameters_count\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\x05\x12\x1c\n\x14\x63ontext_train_tokens\x18\x06 \x01(\x05\x12\x16\n\x0e\x65mbedding_size\x18\x07 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x08 \x01(\x05\x12\x0f\n\x07pooling\x18\t \x01(\t\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x12\x1a\n\x12kv_bytes_per_token\x18\x0b \x01(\x03\x12\x15\n\rsequences_max\x18\x0c \x01(\x05\x12\x13\n\x0bmemory_kind\x18\r \x01(\t\x12\x14\n\x0c\x63\x61\x63he_layout\x18\x0e \x01(\t\x12\x1b\n\x13\x63\x61\x63he_layout_reason\x18\x0f \x01(\t\x12\x1b\n\x13partitioned_speedup\x18\x10 \x01(\x01\"\x94\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.appliance.v1.Role\x12)\n\x05state\x18\x06 \x01(\x0e\x32\x1a.appliance.v1.VersionState\x12\x15\n\rloading_ratio\x18\x07 \x01(\x02\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\'\n\x05\x66\x61\x63ts\x18\t \x01(\x0b\x32\x18.appliance.v1.ModelFacts\x12\x15\n\rrunning_count\x18\n \x01(\x05\x12\x15\n\rwaiting_count\x18\x0b \x01(\x05\x12\x12\n\nworker_pid\x18\x0c \x01(\x05\x12\x17\n\x0fworker_restarts\x18\r \x01(\x05\x12\x15\n\rkv_cells_used\x18\x0e \x01(\x05\x12\x16\n\x0ekv_cells_total\x18\x0f \x01(\x05\x12%\n\x04kind\x18\x10 \x01(\x0e\x32\x17.appliance.v1.ModelKind\"\r\n\x0bListRequest\"\x8f\x01\n\x07Standby\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\x0eresident_ratio\x18\x04 \x01(\x01\x12\x14\n\x0clocked_bytes\x18\x05 \x01(\x03\x12\x18\n\x0brollback_ms\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_rollback_ms\"\\\n\x0cListResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.appliance.v1.Model\x12\'\n\x08standbys\x18\x02 \x03(\x0b\x32\x15.appliance.v1.Standby\"\x1b\n\nGetRequest\x12\r\n\x05model\x18\x01 \x01(\t\"1\n\x0bGetResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.appliance.v1.Model\"\xdb\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\r\n\x05scale\x18\x05 \x01(\x01\x12\x0c\n\x04rank\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12)\n\x05state\x18\x08 \x01(\x0e\x32\x1a.appliance.v1.AdapterState\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x16\n\x0erequests_count\x18\n \x01(\x05\x12\x0f\n\x07load_ms\x18\x0b \x01(\x01\"]\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x12\n\x05scale\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"=\n\x13LoadAdapterResponse\x12&\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x15.appliance.v1.Adapter\"3\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x14ListAdaptersResponse\x12\'\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x15.appliance.v1.Adapter*\xb5\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERSION_STATE_LOADING\x10\x01\x12\x17\n\x13VERSION_STATE_READY\x10\x02\x12\x1c\n\x18VERSION_STATE_RESTARTING\x10\x03\x12\x1a\n\x16VERSION_STATE_DRAINING\x10\x04\x12\x18\n\x14VERSION_STATE_FAILED\x10\x05*S\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_ACTIVE\x10\x01\x12\x10\n\x0cROLE_STANDBY\x10\x02\x12\x12\n\x0eROLE_CANDIDATE\x10\x03*m\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_KIND_GENERATE\x10\x01\x12\x14\n\x10MODEL_KIND_EMBED\x10\x02\x12\x15\n\x11MODEL_KIND_RERANK\x10\x03*\x97\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x44\x41PTER_STATE_LOADING\x10\x01\x12\x17\n\x13\x41\x44\x41PTER_STATE_READY\x10\x02\x12\x1a\n\x16\x41\x44\x41PTER_STATE_DRAINING\x10\x03\x12\x18\n\x14\x41\x44\x41PTER_STATE_FAILED\x10\x04\x32\x8e\x03\n\x0cModelService\x12=\n\x04List\x12\x19.appliance.v1.ListRequest\x1a\x1a.appliance.v1.ListResponse\x12:\n\x03Get\x12\x18.appliance.v1.GetRequest\x1a\x19.appliance.v1.GetResponse\x12R\n\x0bLoadAdapter\x12 .appliance.v1.LoadAdapterRequest\x1a!.appliance.v1.LoadAdapterResponse\x12X\n\rUnloadAdapter\x12\".appliance.v1.UnloadAdapterRequest\x1a#.appliance.v1.UnloadAdapterResponse\x12U\n\x0cListAdapters\x12!.appliance.v1.ListAdaptersRequest\x1a\".appliance.v1.ListAdaptersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERSIONSTATE']._serialized_start=1562
-  _globals['_VERSIONSTATE']._serialized_end=1743
-  _globals['_ROLE']._serialized_start=1745
-  _globals['_ROLE']._serialized_end=1828
-  _globals['_MODELKIND']._serialized_start=1830
-  _globals['_MODELKIND']._serialized_end=1939
-  _globals['_ADAPTERSTATE']._serialized_start=1942
-  _globals['_ADAPTERSTATE']._serialized_end=2093
+  _globals['_VERSIONSTATE']._serialized_start=1749
+  _globals['_VERSIONSTATE']._serialized_end=1930
+  _globals['_ROLE']._serialized_start=1932
+  _globals['_ROLE']._serialized_end=2015
+  _globals['_MODELKIND']._serialized_start=2017
+  _globals['_MODELKIND']._serialized_end=2126
+  _globals['_ADAPTERSTATE']._serialized_start=2129
+  _globals['_ADAPTERSTATE']._serialized_end=2280
   _globals['_MODELFACTS']._serialized_start=43
   _globals['_MODELFACTS']._serialized_end=443
   _globals['_MODEL']._serialized_start=446
   _globals['_MODEL']._serialized_end=850
   _globals['_LISTREQUEST']._serialized_start=852
   _globals['_LISTREQUEST']._serialized_end=865
-  _globals['_LISTRESPONSE']._serialized_start=867
-  _globals['_LISTRESPONSE']._serialized_end=918
-  _globals['_GETREQUEST']._serialized_start=920
-  _globals['_GETREQUEST']._serialized_end=947
-  _globals['_GETRESPONSE']._serialized_start=949
-  _globals['_GETRESPONSE']._serialized_end=998
-  _globals['_ADAPTER']._serialized_start=1001
-  _globals['_ADAPTER']._serialized_end=1220
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1222
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1315
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1317
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1378
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1380
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1431
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1433
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1456
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1458
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1494
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1496
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1559
-  _globals['_MODELSERVICE']._serialized_start=2096
-  _globals['_MODELSERVICE']._serialized_end=2494
+  _globals['_STANDBY']._serialized_start=868
+  _globals['_STANDBY']._serialized_end=1011
+  _globals['_LISTRESPONSE']._serialized_start=1013
+  _globals['_LISTRESPONSE']._serialized_end=1105
+  _globals['_GETREQUEST']._serialized_start=1107
+  _globals['_GETREQUEST']._serialized_end=1134
+  _globals['_GETRESPONSE']._serialized_start=1136
+  _globals['_GETRESPONSE']._serialized_end=1185
+  _globals['_ADAPTER']._serialized_start=1188
+  _globals['_ADAPTER']._serialized_end=1407
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1409
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1502
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1504
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1565
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1567
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1618
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1620
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1643
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1645
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1681
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1683
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1746
+  _globals['_MODELSERVICE']._serialized_start=2283
+  _globals['_MODELSERVICE']._serialized_end=2681
 # @@protoc_insertion_point(module_scope)

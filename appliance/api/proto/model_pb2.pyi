@@ -135,11 +135,29 @@ class ListRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Standby(_message.Message):
+    __slots__ = ("label", "level", "reason", "resident_ratio", "locked_bytes", "rollback_ms")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_RATIO_FIELD_NUMBER: _ClassVar[int]
+    LOCKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_MS_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    level: str
+    reason: str
+    resident_ratio: float
+    locked_bytes: int
+    rollback_ms: float
+    def __init__(self, label: _Optional[str] = ..., level: _Optional[str] = ..., reason: _Optional[str] = ..., resident_ratio: _Optional[float] = ..., locked_bytes: _Optional[int] = ..., rollback_ms: _Optional[float] = ...) -> None: ...
+
 class ListResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "standbys")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    standbys: _containers.RepeatedCompositeFieldContainer[Standby]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., standbys: _Optional[_Iterable[_Union[Standby, _Mapping]]] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("model",)
