@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "publish": ("hub_publish", "publish", "Sign a version of a model."),
     "revoke": ("hub_publish", "revoke", "Withdraw a version for ever."),
     "assign": ("hub_director", "assign", "Say which version a cohort should run."),
+    "halt": ("hub_director", "halt", "Stop what a cohort has begun, or let it go on."),
     "sign": ("hub_director", "sign", "Sign what waits, put out what is complete."),
     "export": ("hub_director", "export", "Write what a cohort needs onto a stick."),
     "serve": ("hub_serve", "serve", "Serve the repository and the appliances."),

@@ -1,6 +1,6 @@
 """Direct the fleet from the hub: assign versions, sign what waits, write bundles.
 
-What this room does: `assign`, `sign` and `export`.
+What this room does: `assign`, `halt`, `sign` and `export`.
 What it knows: `hub.assigning`, `hub.export`, the online keys.
 What it never does: open an offline key that it was not handed.
 """
@@ -78,6 +78,27 @@ def assign(
     hub_options.print_put_out(settled.versions)
     if signing.role not in settled.versions:
         hub_options.print_waiting(signing)
+
+
+@click.command()
+@click.argument("cohort")
+@click.option("--resume", is_flag=True, help="Let it go on.")
+@place_options
+@json_option
+def halt(*, cohort: str, resume: bool, places: Places, as_json: bool) -> None:
+    """Stop what the appliances of COHORT have begun; what is committed stays."""
+    now = utc_ms()
+    done, signing = assigning.halt(
+        places.repository, cohort, places.online(), now_utc_ms=now, is_halted=not resume
+    )
+    settled = places.settle(now)
+    if as_json:
+        hub_options.print_json(
+            {"assignment": done, "signing": signing, "put_out": settled.versions}
+        )
+        return
+    click.echo(f"{done.cohort}: {'stopped' if done.halt else 'goes on'}")
+    hub_options.print_put_out(settled.versions)
 
 
 @click.command()

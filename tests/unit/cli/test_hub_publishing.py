@@ -90,14 +90,16 @@ def test_from_nothing_to_a_stick(founded: Desk, tmp_path: Path) -> None:
     assert done["release"]["strategy"]["probation"] == {"samples_min": 5}
     assert done["put_out"]["publisher-acme"] == 2
     assert "shops: demo@1\nput out: director 2" in founded.run("assign", "shops", "demo", "1")
+    assert founded.run("halt", "shops").startswith("shops: stopped\nput out: director 3")
+    assert founded.json("halt", "shops", "--resume")["assignment"]["sequence"] == 3
     stick = founded.json("export", "--cohort", "shops", "--to", tmp_path / "stick.tar")
-    assert stick["sequence"] == 1
+    assert stick["sequence"] == 3
     assert "left out" in founded.run("export", "--cohort", "shops", "--to", tmp_path / "two.tar",
                                      "--since", "1")  # fmt: skip
     shown = founded.run("revoke", "demo", "1", "--reason", "bad", "--yes", *founded.opened("acme"))
     assert "signed models/demo/standing.json" in shown
     assert "is withdrawn: bad" in founded.run("assign", "shops", "demo", "1", code=exits.USAGE)
-    assert founded.run("assign", "shops", "demo", "--none").startswith("put out: director 3")
+    assert founded.run("assign", "shops", "demo", "--none").startswith("put out: director 5")
     assert founded.run("sign") == "nothing waits, nothing is due\n"
 
 
@@ -151,6 +153,7 @@ def test_what_is_refused_is_one_line(founded: Desk, tmp_path: Path) -> None:
           "--passphrase-file", empty), "first line is empty"),
         (("publish", "demo", "1", *weights, "--yes", *founded.opened("root")), "none of these"),
         (("assign", "shops", "demo", "1"), "readers can't see such a version yet"),
+        (("halt", "shops"), "nothing is assigned to it"),
         (("assign", "shops", "demo"), "give a VERSION or --none"),
         (("revoke", "demo", "1", "--reason", "x", "--yes"), "there is no such version"),
         (("revoke", "demo", "1", "--reason", "x"), "say --yes"),
