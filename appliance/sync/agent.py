@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -75,11 +75,12 @@ class Agent:
         self._settings = settings
         self._here = here
         self._schedule: Schedule | None = None
-        self._carried: dict[str, asyncio.Task[object]] = {}
+        self._carried: dict[str, asyncio.Task[None]] = {}
         self._committed: dict[str, Deployment] = {}  # that may still be regretted
         self._stopped = set[Digest]()
         self._looking = asyncio.Lock()
         self._wanted = asyncio.Event()
+        self._booted = asyncio.Event()
         self._closing = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
 
@@ -124,9 +125,12 @@ class Agent:
     async def look(self) -> None:
         """Learn what is signed, and act on it; without news, act on what is known.
 
+        Waits for what is written down to be served first.
+
         Raises:
             SyncError: nothing could be learnt.
         """
+        await self._booted.wait()
         async with self._looking:
             try:
                 await self.trust.refresh()
@@ -138,13 +142,16 @@ class Agent:
                 await self.consider()
 
     def version_failed(self, digest: Digest, reason: str) -> None:
-        """Take note that a version can't be kept running: whoever hosts it has given it up."""
+        """Take note that a version can't be kept running: whoever hosts it has given it up.
+
+        Call only while the agent runs.
+        """
         for model, serving in self.journal.memory.serving.items():
             live = self.conductors.get(model)
             if live is not None and live.deployment.digest == digest:
                 live.tell(Event.WORKER_LOST, reason)
             elif live is None and serving.active == digest and serving.standby:
-                self._in_group(self.undo(model, Undo.CRASH_LOOP, reason))
+                self.undo(model, Undo.CRASH_LOOP, reason)
 
     async def ended(self, model: str, timeout_s: float) -> None:
         """Wait until the deployment of a model that is under way has ended, but so long at most."""
@@ -152,8 +159,8 @@ class Agent:
         if task is not None:
             await asyncio.wait({task}, timeout=timeout_s)
 
-    async def undo(self, model: str, undo: Undo, reason: str) -> bool:
-        """Leave the active version of a model for its standby; tells whether that is durable.
+    def undo(self, model: str, undo: Undo, reason: str) -> None:
+        """Begin to leave the active version of a model for its standby; does not block.
 
         Call only where there is a standby and no deployment under way.
         """
@@ -161,19 +168,17 @@ class Agent:
         serving = memory.serving[model]
         assert serving.standby, "there is nothing to go back to"
         assert model not in self.conductors, "one deployment at a time"
-        offer = memory.offers.get(serving.active)
+        offer = memory.offers[serving.active]
         deployment = undoing(
             model=model,
-            version=offer.release.version if offer else "",
+            version=offer.release.version,
             digest=serving.active,
             to=serving.standby,
             undo=undo,
             utc_ms=self.site.utc_ms(),
             reason=reason,
         )
-        deployment = msgspec.structs.replace(deployment, id=self.journal.new_id())
-        self._carry(deployment, None)
-        return await self.journal.save(deployment, must=False)
+        self._carry(msgspec.structs.replace(deployment, id=self.journal.new_id()), offer=offer)
 
     # --- the start ---
 
@@ -184,13 +189,14 @@ class Agent:
                 await self._serve(serving)
         for deployment in list(memory.under_way.values()):
             if deployment.model not in self.conductors:
-                self._carry(deployment, memory.last_run)
+                self._carry(deployment, restarted=memory.last_run)
+        self._booted.set()
         await self.consider()
 
     async def _serve(self, serving: Serving) -> None:
         reason = await serve_recorded(self.site, self.journal.memory, serving)
         if reason:
-            await self.undo(serving.model, Undo.CRASH_LOOP, reason)
+            self.undo(serving.model, Undo.CRASH_LOOP, reason)
 
     # --- time ---
 
@@ -246,18 +252,23 @@ class Agent:
             )
             if judgement.verdict is Verdict.FAIL and model not in self.conductors:
                 self._committed.pop(model)
-                await self.undo(model, Undo.REGRET, judgement.reason)
+                self.undo(model, Undo.REGRET, judgement.reason)
 
     # --- deciding ---
 
     async def consider(self) -> None:
-        """Hold what is signed against what is here: begin, supersede, revoke."""
+        """Hold what is signed against what is here: begin, supersede, revoke.
+
+        Does nothing before what is written down is known, and while the agent ends.
+        """
+        if self._group is None or not self._booted.is_set():
+            return
         try:
             assignment = self.trust.assignment()
             assigned = {one.model: one for one in assignment.models} if assignment else {}
             for model in sorted({*assigned, *self.conductors, *self.journal.memory.serving}):
                 await self._withdraw(model)
-                await self._steer(model, assigned.get(model), assignment)
+                self._steer(model, assigned.get(model), assignment)
         except StoreError as error:
             self._log("not_considered", reason=str(error))
 
@@ -278,8 +289,9 @@ class Agent:
             await self.journal.drop_standby(model)
             await self.site.host.stand_by(model, None)
             self._log("standby_revoked", model=model, reason="its publisher withdrew it")
+        serving = self.journal.memory.serving.get(model, serving)
         gone = self._gone(serving.active, model) if serving.active else None
-        if gone is not None and live is None:
+        if gone is not None and model not in self.conductors:
             await self._leave_revoked(model, gone.reason)
 
     def _gone(self, digest: Digest, model: str) -> Refused | None:
@@ -297,7 +309,7 @@ class Agent:
         if self._settings.revoked_active == "warn":
             return
         if serving.standby:
-            await self.undo(model, Undo.REVOKED, reason)
+            self.undo(model, Undo.REVOKED, reason)
         elif self._settings.revoked_active == "stop" and serving.active not in self._stopped:
             self._stopped.add(serving.active)
             try:
@@ -305,9 +317,7 @@ class Agent:
             except ApplianceError as error:
                 self._log("revoked_not_stopped", model=model, reason=str(error))
 
-    async def _steer(
-        self, model: str, assigned: Assigned | None, assignment: Assignment | None
-    ) -> None:
+    def _steer(self, model: str, assigned: Assigned | None, assignment: Assignment | None) -> None:
         """Begin what applies to a model, or stop what does not any more."""
         live = self.conductors.get(model)
         is_halted = assignment is not None and assignment.halt
@@ -333,7 +343,7 @@ class Agent:
             return
         assert offer is not None, "what is eligible is signed"
         self.refusals.pop(model, None)
-        await self._begin(decision, offer)
+        self._begin(decision, offer)
 
     def _stop_superseded(
         self, live: Conductor, assigned: Assigned | None, *, is_halted: bool
@@ -348,7 +358,7 @@ class Agent:
         elif digest_of(assigned.release_sha256) != now.digest:
             live.tell(Event.SUPERSEDED, f"the director assigns version {assigned.version} now")
 
-    async def _begin(self, decision: Eligible, offer: Offer) -> None:
+    def _begin(self, decision: Eligible, offer: Offer) -> None:
         release = decision.release
         serving = self.journal.memory.serving.get(release.model, Serving(model=release.model))
         deployment = plan(
@@ -359,9 +369,7 @@ class Agent:
             strategy=decision.strategy,
             utc_ms=self.site.utc_ms(),
         )
-        deployment = msgspec.structs.replace(deployment, id=self.journal.new_id())
-        await self.journal.save(deployment, offer, must=True)
-        self._carry(deployment, None)
+        self._carry(msgspec.structs.replace(deployment, id=self.journal.new_id()), offer=offer)
 
     def _local(self) -> Local:
         memory, settings = self.journal.memory, self._settings
@@ -379,12 +387,14 @@ class Agent:
 
     # --- carrying ---
 
-    def _carry(self, deployment: Deployment, restarted: Event | None) -> None:
-        conductor = Conductor(deployment, self.site)
+    def _carry(
+        self, deployment: Deployment, *, offer: Offer | None = None, restarted: Event | None = None
+    ) -> None:
+        assert self._group is not None, "call only while it runs"
+        conductor = Conductor(deployment, self.site, offer)
         self.conductors[deployment.model] = conductor
-        task = self._in_group(self._carry_on(conductor, restarted))
-        if task is not None:
-            self._carried[deployment.model] = task
+        carrying = self._carry_on(conductor, restarted)
+        self._carried[deployment.model] = self._group.create_task(carrying)
 
     async def _carry_on(self, conductor: Conductor, restarted: Event | None) -> None:
         model = conductor.deployment.model
@@ -399,7 +409,7 @@ class Agent:
         """Do what follows from an end."""
         model = ended.model
         if ended.state is State.COMMITTED and fault and ended.previous:
-            await self.undo(model, Undo.CRASH_LOOP, f"can't be switched to: {fault}")
+            self.undo(model, Undo.CRASH_LOOP, f"can't be switched to: {fault}")
             return
         if ended.state is State.COMMITTED:
             self._committed[model] = ended
@@ -411,13 +421,6 @@ class Agent:
             self._log("not_pruned", reason=str(error))
         if ended.undo is None:
             await self.consider()
-
-    def _in_group(self, work: Coroutine[None, None, object]) -> asyncio.Task[object] | None:
-        """Run something beside the rest; while the agent ends, nothing new is begun."""
-        if self._group is None:
-            work.close()
-            return None
-        return self._group.create_task(work)
 
     @staticmethod
     def _log(name: str, **fields: object) -> None:

@@ -23,15 +23,20 @@ from appliance.domain import Judgement
 from appliance.errors import StoreError
 from appliance.sync.acts import Acts, Site
 from appliance.sync.deployment import Decision, Deployment, Happening, decide
+from appliance.sync.host import Offer
 from appliance.sync.states import ON_ENTERING, TABLE, Act, Event, State
 
 
 class Conductor:
     """One deployment under way."""
 
-    def __init__(self, deployment: Deployment, site: Site) -> None:
-        """Take a deployment that is saved as it stands; `run` carries it on."""
+    def __init__(self, deployment: Deployment, site: Site, offer: Offer | None = None) -> None:
+        """Take a deployment that is saved as it stands, or a new one; `run` carries it on.
+
+        offer: what the version of a new one is; it is saved with it.
+        """
         self.deployment = deployment
+        self._offer = offer
         self._site = site
         self._told = dict[Event, tuple[Happening, asyncio.Future[bool]]]()
         self._doing: asyncio.Task[Happening | None] | None = None
@@ -81,7 +86,10 @@ class Conductor:
 
         restarted: how the last run of this program ended, for one that is found under way.
         """
-        acts = ON_ENTERING[self.deployment.state]
+        if self._offer is not None:
+            acts = await self._begin(self._offer)
+        else:
+            acts = ON_ENTERING[self.deployment.state]
         if restarted is not None:
             acts = await self._enter(self._acts.happened(restarted, "the program was restarted"))
         while not self.deployment.has_ended:
@@ -93,6 +101,25 @@ class Conductor:
             self._acts.waiting_for = "its end can't be written down"
             await self._site.sleep(self._site.pace.retry_s)
         return self.deployment
+
+    async def _begin(self, offer: Offer) -> tuple[Act, ...]:
+        """Save a new deployment; one that goes back does not wait for that."""
+        acts, book = ON_ENTERING[self.deployment.state], self._site.book
+        if self.deployment.undo is not None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(book.save(self.deployment, offer, must=False))
+                happening = await self._next(acts)
+            return await self._enter(happening)
+        while True:
+            try:
+                await book.save(self.deployment, offer, must=True)
+            except StoreError as error:
+                self._acts.waiting_for = f"can't begin: {error}"
+            else:
+                return acts
+            told = await self._until(self._pause())
+            if told is not None:
+                return await self._enter(told)
 
     # --- from state to state ---
 

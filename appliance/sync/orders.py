@@ -69,15 +69,13 @@ class Orders:
                 live = self._agent.conductors.get(model)
                 if live is None:
                     self._check_standby(model)
-                    is_durable = await self._agent.undo(model, Undo.OPERATOR, reason)
+                    self._agent.undo(model, Undo.OPERATOR, reason)
                     live = self._agent.conductors[model]
-                elif await live.tell(Event.CANCELLED, reason):
-                    is_durable = self._agent.journal.is_durable
-                else:  # it ends just now
+                elif not await live.tell(Event.CANCELLED, reason):  # it ends just now
                     await self._agent.ended(model, ROLLBACK_WAIT_S)
                     continue
                 await self._agent.ended(model, ROLLBACK_WAIT_S)
-                is_durable = is_durable or self._agent.journal.is_durable
+                is_durable = self._agent.journal.is_durable
                 return RolledBack(deployment=live.deployment, is_durable=is_durable)
             raise DeploymentRefused(
                 model=model, action="rollback", reason="another deployment is ending"

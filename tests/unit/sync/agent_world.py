@@ -210,7 +210,7 @@ class Box:
 
     @asynccontextmanager
     async def running(self, inbox: Inbox | None = None) -> AsyncIterator[tuple[Agent, Orders]]:
-        store = Store(self._directory / "state.db", MIGRATIONS, StoreSettings())
+        store = Store(self._directory / "state.db", MIGRATIONS, StoreSettings(busy_timeout_s=0.05))
         journal = Journal(store, self._directory, history_max=100, boot_id="boot")
         agent = Agent(
             self._settings,

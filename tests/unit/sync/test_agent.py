@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pysqlite3 import dbapi2 as sqlite
 
 from appliance.config import Deployments
 from appliance.contract.release import Expectation, HealthPack
@@ -388,4 +389,41 @@ def test_what_a_dropped_bundle_says_is_acted_on(tmp_path: Path) -> None:
             await until(lambda: box.host.serves == ("1", "", 0.0))
 
     (tmp_path / "inbox").mkdir()
+    run(test())
+
+
+def test_a_rollback_does_not_wait_for_a_disk_that_can_not_be_written(tmp_path: Path) -> None:
+    async def test() -> None:
+        box = box_with(tmp_path, "1", "2")
+        async with box.running() as (agent, orders):
+            await take(box, agent, "1", "2")
+            other = sqlite.connect(str(tmp_path / "state.db"), isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            async with asyncio.TaskGroup() as group:
+                order = group.create_task(orders.rollback("admin", MODEL))
+                await until(lambda: box.host.serves[0] == "1")
+                assert not order.done()
+                other.execute("ROLLBACK")
+            other.close()
+            assert order.result().is_durable
+        again = Box(tmp_path, SETTINGS)
+        async with again.running():
+            await until(lambda: again.host.serves == ("1", "", 0.0))
+
+    run(test())
+
+
+def test_nothing_is_begun_before_what_is_written_down_is_known(tmp_path: Path) -> None:
+    async def test() -> None:
+        box = box_with(tmp_path, "1", "2")
+        async with box.running() as (agent, _):
+            await take(box, agent, "1", "2")
+        box.hub.assign("2")
+        async with box.running() as (agent, orders):
+            await agent.consider()
+            assert agent.refusals == {}
+            await agent.look()
+            assert agent.refusals[MODEL].refusal is Refusal.ACTIVE
+            assert len(await orders.history(10)) == 2
+
     run(test())
