@@ -24,6 +24,7 @@ import fcntl
 import functools
 import logging
 import os
+import random
 import signal
 import socket
 import stat
@@ -37,6 +38,7 @@ import msgspec
 from appliance import local_versions, logs
 from appliance.access import audit as audits
 from appliance.access.audit import Audit
+from appliance.access.device import DeviceIdentity
 from appliance.access.identity import Identity
 from appliance.access.keys import Keyring
 from appliance.access.policy import Verb, authorise
@@ -54,6 +56,10 @@ from appliance.observe.metrics import Metrics
 from appliance.runtime.router import Router
 from appliance.runtime.standby import Standbys
 from appliance.store import Migration, Store
+from appliance.sync import outbox as outboxes
+from appliance.sync.enrolment import Renewal
+from appliance.sync.link import Link
+from appliance.sync.outbox import Outbox
 
 PROGRESS_TICK_S = 0.25
 GOODBYE_S = 2.0  # for the last answers to reach their readers, once all requests have ended
@@ -162,7 +168,7 @@ class Daemon:
         settings = self._config.store
         async with (
             self._signals(),
-            self._store("state", local_versions.MIGRATIONS) as state,
+            self._store("state", (*local_versions.MIGRATIONS, *outboxes.MIGRATIONS)) as state,
             self._store("events", audits.MIGRATIONS) as events,
         ):
             state_dir = Path(self._config.server.state_dir)
@@ -172,7 +178,9 @@ class Daemon:
             )
             audit = Audit(events, settings, utc_ms)
             try:
-                await self._serve(versions, audit, self._metrics(audit, state=state, events=events))
+                metrics = self._metrics(audit, state=state, events=events)
+                async with self._hub_link(state):
+                    await self._serve(versions, audit, metrics)
             finally:
                 await _flush(audit)
 
@@ -199,6 +207,40 @@ class Daemon:
         finally:
             if not await asyncio.to_thread(store.close, STORE_CLOSE_S):
                 logs.event("store_not_closed", level=logging.ERROR, store=name)
+
+    @contextlib.asynccontextmanager
+    async def _hub_link(self, state: Store) -> AsyncIterator[None]:
+        """Keep in touch with the hub, if we are enrolled; serving never depends on it."""
+        settings = self._config.link
+        try:
+            device = await asyncio.to_thread(
+                DeviceIdentity.load, Path(self._config.server.state_dir)
+            )
+        except ConfigError as error:
+            logs.event("hub_identity_unusable", level=logging.ERROR, reason=error.message)
+            device = None
+        if device is None:
+            yield
+            return
+        rng = random.SystemRandom()
+        chores = [Renewal(device, settings, utc_ms=utc_ms, rng=rng).run()]
+        if settings.enabled:
+            link = Link(
+                device,
+                Outbox(state, settings.outbox_reports, utc_ms),
+                settings,
+                program=program_version(),
+                on_hint=lambda version: logs.event("hub_hint", timestamp_version=version),
+                rng=rng,
+            )
+            chores.append(link.run())
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(chore) for chore in chores]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     async def _serve(self, versions: LocalVersions, audit: Audit, metrics: Metrics) -> None:
         config = self._config

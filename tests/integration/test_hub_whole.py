@@ -150,6 +150,22 @@ def test_the_hub_that_listens_holds_nothing_that_publishes_and_a_daemon_no_hub(
     assert [name for name in found if name.startswith("appliance.hub")] == []
 
 
+def test_an_enrolled_daemon_dials_its_hub_and_serves_without_it(tmp_path: Path) -> None:
+    with RunningHub(tmp_path) as hub:
+        hub.enrolled(tmp_path / "box" / "state", device="till")
+        with RunningDaemon(tmp_path / "box").ready() as daemon:
+            assert hub.logged("session_begun")["device"] == "till"
+            daemon.logged("hub_link_up")
+            hub.publish(2)
+            daemon.waited(
+                lambda lines: [line for line in lines if line.get("timestamp_version") == 2]
+            )
+            assert hub.stop() == 0
+            daemon.logged("hub_link_down")
+            daemon.process.terminate()
+            assert daemon.wait() == 0
+
+
 def test_blobs_are_fetched_by_chunk_over_mtls(tmp_path: Path) -> None:
     data = random.Random(5).randbytes(40 * CHUNK + 3)
     wanted, files = a_file(data)
