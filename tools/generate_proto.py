@@ -22,6 +22,7 @@ from grpc_tools import protoc
 APPLIANCE = Path(__file__).resolve().parent.parent / "appliance"
 ROOTS = {  # package of the generated code → its protos; the first is the one with a baseline
     "appliance.api.proto": (
+        "appliance/v1/deployment",
         "appliance/v1/inference",
         "appliance/v1/model",
         "inference/open_inference",
