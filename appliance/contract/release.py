@@ -17,6 +17,9 @@ PROMPTS_MAX = 64
 STEPS_MAX = 20
 STEP_PERCENT_MAX = 99
 TEXT_CHARS_MAX = 16_384
+LIKELY_TOKENS_MAX = 16  # of one answer of the original
+LIKELY_MAX = 8
+_LOGPROB_MIN = -1000.0
 _NAME = "release"
 
 
@@ -77,11 +80,31 @@ class Needs(Part, frozen=True):
     memory_bytes: int = 0
 
 
+class Likely(Part, frozen=True):
+    """One token of the original's greedy answer: what was likely there, likeliest first.
+
+    `ids` and `logprobs` (natural, before any sampling option) are aligned.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is not aligned, or no logarithm of a probability."""
+        field = "health.prompts.likely"
+        check_count(_NAME, field, len(self.ids), 1, LIKELY_MAX)
+        aligned = len(self.ids) == len(self.logprobs) == len(set(self.ids))
+        check(ok=aligned, document=_NAME, field=field, reason="ids and logprobs are not aligned")
+        for logprob in self.logprobs:
+            check_count(_NAME, field, logprob, _LOGPROB_MIN, 0.0)
+
+
 class Expectation(Part, frozen=True):
     """One prompt of the health pack, answered greedily, and what the answer must be like.
 
     All that is given must hold. `matches`: a regular expression found in the answer; `contains`,
-    `equals`: text; `tokens_min`: at least so many tokens; `is_json`: the answer parses.
+    `equals`: text; `tokens_min`: at least so many tokens; `is_json`: the answer parses. `likely`:
+    the first tokens of what the original answered, for `HealthPack.drift_max`.
     """
 
     prompt: str
@@ -92,31 +115,49 @@ class Expectation(Part, frozen=True):
     equals: str = ""
     tokens_min: int = 0
     is_json: bool = False
+    likely: tuple[Likely, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a prompt that expects nothing, or what is out of bounds."""
         check_count(_NAME, "health.prompts.max_tokens", self.max_tokens, 1, 4096)
         check_count(_NAME, "health.prompts.prompt", len(self.prompt), 1, TEXT_CHARS_MAX)
+        check_count(_NAME, "health.prompts.likely", len(self.likely), 0, LIKELY_TOKENS_MAX)
         expects = self.matches or self.contains or self.equals or self.tokens_min or self.is_json
-        check(ok=bool(expects), document=_NAME, field="health.prompts", reason="expects nothing")
+        check(
+            ok=bool(expects or self.likely),
+            document=_NAME,
+            field="health.prompts",
+            reason="expects nothing",
+        )
 
 
 class HealthPack(Part, frozen=True):
     """What a candidate must pass before anyone sees it.
 
     `pass_ratio_min`: the share of prompts that must pass. `speed_ratio_min`: tokens a second
-    against the active version on this appliance; 0 asks for nothing.
+    against the active version on this appliance; 0 asks for nothing. `drift_max`: how far its
+    log-probabilities may lie from the original's, in nats on average (see `drift`); 0 asks for
+    nothing.
     """
 
     prompts: tuple[Expectation, ...] = ()
     pass_ratio_min: float = 1.0
     speed_ratio_min: float = 0.0
+    drift_max: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is out of bounds."""
         check_count(_NAME, "health.prompts", len(self.prompts), 0, PROMPTS_MAX)
         check_count(_NAME, "health.pass_ratio_min", self.pass_ratio_min, 0.0, 1.0)
         check_count(_NAME, "health.speed_ratio_min", self.speed_ratio_min, 0.0, 100.0)
+        check_count(_NAME, "health.drift_max", self.drift_max, 0.0, 100.0)
+        measured = any(prompt.likely for prompt in self.prompts)
+        check(
+            ok=measured or not self.drift_max,
+            document=_NAME,
+            field="health.drift_max",
+            reason="no prompt says what was likely; measure the original first",
+        )
 
 
 class Trial(Part, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from appliance.domain.answered import TokenLogprob
 from appliance.domain.served import Digest, ModelVersion
 from appliance.domain.value import Value
 
@@ -52,9 +53,13 @@ class NoRoom(Value):
 
 
 class Answer(Value):
-    """What a version answered, greedily, to one prompt of its health pack."""
+    """What a version answered, greedily, to one prompt of its health pack.
+
+    logprobs: of each token, where the prompt says what was likely in the original's answer.
+    """
 
     text: str
     token_count: int
     decode_ms: float
     finish_reason: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()

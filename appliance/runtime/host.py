@@ -21,6 +21,7 @@ from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Hosting, Model
 from appliance.contract.release import Expectation
 from appliance.domain import (
+    TOP_LOGPROBS_MAX,
     Answer,
     ChatPrompt,
     Delta,
@@ -40,6 +41,7 @@ from appliance.domain import (
     StopOptions,
     SwitchReport,
     TextPrompt,
+    TokenLogprob,
     Traffic,
     VersionState,
     Window,
@@ -168,16 +170,26 @@ class Host:
             asked = ChatPrompt(messages=(Message(role="user", content=prompt.prompt),))
         served = self._served(digest)
         job = await self._job(served, asked, _CHECK, prompt.max_tokens)
+        if prompt.likely:
+            job = msgspec.structs.replace(job, top_logprobs=TOP_LOGPROBS_MAX)
         text, tokens, first_ms, reason = "", 0, None, ""
+        logprobs: list[TokenLogprob] = []
         async with asyncio.timeout(_ANSWER_S), aclosing(served.admit(job).events()) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     text, tokens = text + event.text, tokens + len(event.token_ids)
+                    logprobs += event.logprobs
                     first_ms = self._clock() if first_ms is None else first_ms
                 elif isinstance(event, Final):
                     reason = event.finish_reasons[0].value
         decode_ms = 0.0 if first_ms is None else self._clock() - first_ms
-        return Answer(text=text, token_count=tokens, decode_ms=decode_ms, finish_reason=reason)
+        return Answer(
+            text=text,
+            token_count=tokens,
+            decode_ms=decode_ms,
+            finish_reason=reason,
+            logprobs=tuple(logprobs),
+        )
 
     def window(self, digest: Digest) -> Window:
         """Read what was measured of a version since traffic was directed anew; never blocks."""

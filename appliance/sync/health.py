@@ -1,7 +1,7 @@
 """Hold what a candidate answers to its health pack against what its publisher expects. Pure.
 
-What this room does: one answer against one expectation; all answers, the tokeniser and the speed
-against the pack.
+What this room does: one answer against one expectation; all answers, the tokeniser, the distance
+from the original and the speed against the pack.
 What it knows: answers are drawn greedily, so the same version gives the same answer each time, but
 for what another batch or machine moves; the pack says how many must be right.
 What it never does: ask, or judge the answers of real requests.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 
+from appliance.contract.drift import distances, drift
 from appliance.contract.release import Expectation, Facts, HealthPack
 from appliance.domain import Answer, Loaded, Value
 
@@ -71,8 +72,37 @@ def gate(
         return Gate(
             ok=False, reason=f"{right} of {len(faults)} answers are right; answer {number} {fault}"
         )
-    slow = _slow(pack, answers, active_answers)
-    return Gate(ok=not slow, reason=slow or f"{right} of {len(faults)} answers are right")
+    fault = _far(pack, answers) or _slow(pack, answers, active_answers)
+    return Gate(ok=not fault, reason=fault or f"{right} of {len(faults)} answers are right")
+
+
+def drift_of(pack: HealthPack, answers: tuple[Answer | None, ...]) -> float:
+    """Measure how far a candidate's log-probabilities lie from the original's, in nats.
+
+    Infinite where an answer is missing, or nothing is known of the original's.
+    """
+    return drift(
+        distances(
+            expectation.likely,
+            [
+                (token.token_id, {token_id: logprob for token_id, _, logprob in token.top})
+                for token in answer.logprobs
+            ]
+            if answer is not None
+            else [],
+        )
+        for expectation, answer in zip(pack.prompts, answers, strict=True)
+        if expectation.likely
+    )
+
+
+def _far(pack: HealthPack, answers: tuple[Answer | None, ...]) -> str:
+    if not pack.drift_max:
+        return ""
+    found = drift_of(pack, answers)
+    if found <= pack.drift_max:
+        return ""
+    return f"it is {found:.3f} nats from the original, at most {pack.drift_max:g} are allowed"
 
 
 def tokens_per_s(answers: tuple[Answer | None, ...]) -> float:

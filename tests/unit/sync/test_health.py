@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from appliance.contract.release import Expectation, Facts, HealthPack
-from appliance.domain import Answer, Digest, Loaded
+from appliance.contract.release import Expectation, Facts, HealthPack, Likely
+from appliance.domain import Answer, Digest, Loaded, TokenLogprob
 from appliance.sync.health import check, gate, tokens_per_s
 
 FACTS = Facts(
@@ -83,3 +84,21 @@ def test_a_candidate_slower_than_its_floor_is_refused() -> None:
 def test_speed_is_counted_over_all_answers() -> None:
     assert tokens_per_s((answer(token_count=10, decode_ms=500.0), None)) == 20.0
     assert tokens_per_s(()) == 0.0
+
+
+def test_a_candidate_too_far_from_the_original_is_refused_though_it_writes_the_same() -> None:
+    likely = Likely(ids=(7, 8), logprobs=(-0.1, -2.5))
+    prompts = (expect(equals="four", likely=(likely,)),)
+    pack = HealthPack(prompts=prompts, drift_max=0.2)
+    token = TokenLogprob(token_id=7, text_bytes=b"four", logprob=-0.1)
+    near = msgspec.structs.replace(token, top=((7, b"four", -0.2), (8, b"five", -2.4)))
+    far = msgspec.structs.replace(token, top=((7, b"four", -0.2), (8, b"five", -3.5)))
+    for top, is_near in ((near, True), (far, False), (token, False)):
+        candidate = msgspec.structs.replace(answer(), logprobs=(top,))
+        found = gate(pack, FACTS, LOADED, (candidate,), ())
+        assert found.ok == is_near
+        assert is_near or "from the original" in found.reason
+    assert not gate(pack, FACTS, LOADED, (answer(),), ()).ok  # nothing was told of its tokens
+    silent = HealthPack(prompts=(*prompts, *prompts), pass_ratio_min=0.5, drift_max=0.2)
+    both = (msgspec.structs.replace(answer(), logprobs=(near,)), None)
+    assert not gate(silent, FACTS, LOADED, both, ()).ok
