@@ -6,11 +6,14 @@ What it knows: the price of a step (`cost`) and what each party may add to it (`
 What it never does: change a job, or make room: it tells what it could not place.
 
  1. Decode rows: all of a party that is due, of another one as many as its allowance pays for: a
-    lump of up to 15 at least, since rows in a larger step are cheaper, or else one, so that no
-    client of the highest class stands still. Those that have waited longest go first.
+    lump of up to 15 at least, since rows in a larger step are cheaper. Of the highest class such a
+    lump rides too when none of its rows has for half the time that a prompt may keep streams
+    waiting: no client stands still. Those that have waited longest go first.
  2. Prompts: what is left of the time goes to prompts. First by class; inside it by what the party
-    was given, then by deadline, then the shortest rest, less the time it has waited: finishing one
-    early beats halving two, and nobody waits for ever behind shorter ones.
+    was given (but the prompt of a client without a stream that was begun and can be finished in a
+    step is finished, and such a client goes before others that are level), then by deadline, then
+    the shortest rest, less the time it has waited: finishing one early beats halving two, and
+    nobody waits for ever behind shorter ones.
  3. Guesses of what comes next (`speculation`): in a step without prompts, in cells nobody wants.
 """
 
@@ -59,6 +62,7 @@ class Composer:
         self._speculation = speculation
         self._cost = cost
         self._fairness = fairness
+        self._still_ms = limits.step_ms_while_streaming / 2
 
     def compose(
         self,
@@ -76,9 +80,10 @@ class Composer:
         # Two rows' price: those with one stream each always fit beside each other.
         lead_ms = 2.0 * self._cost.predict_rows_ms(1, 0, decode_span)
         allowed = self._fairness.allowances(parties, lead_ms)
-        decode = self._decode(jobs, allowed, decode_span)[:rows_max]
+        decode = self._decode(jobs, allowed, decode_span, now_ms)[:rows_max]
         is_short = len(decode) > cells_free
-        prompts = self._prompts(jobs, now_ms)
+        first = self._first_answers(jobs)
+        prompts = self._prompts(jobs, first, now_ms, lead_ms)
         drafts = [_NO_DRAFT] * len(decode)
         readings: tuple[tuple[Choice, int], ...] = ()
         may_guess = may_guess and bool(decode) and not prompts and not is_short
@@ -94,6 +99,7 @@ class Composer:
         if wanted > 0:
             prompt_span = _span(prompts[0][0].evaluated, cells_used)
             room = min(wanted, self._room(len(decode), prompt_span, budget_ms, wanted))
+            allowed |= dict.fromkeys((job.party for job in first), math.inf)
             self._prefill(filling, prompts, room, allowed, prompt_span)
         shape = filling.shape(cells_used)
         return Composed(
@@ -106,7 +112,7 @@ class Composer:
     # --- decode rows ---
 
     def _decode(
-        self, jobs: Sequence[Job], allowed: Mapping[Party, float], kv_span: int
+        self, jobs: Sequence[Job], allowed: Mapping[Party, float], kv_span: int, now_ms: float
     ) -> list[Choice]:
         wanted: dict[Party, list[Choice]] = {}
         for job in jobs:
@@ -125,11 +131,26 @@ class Composer:
             if count < min(_LUMP, len(choices)) and not is_due:
                 if RANKS[party.priority] > top:
                     continue
-                count = 1
+                still_ms = now_ms - max(choice.last_ms for choice in choices)
+                count = self._riding(len(chosen), len(choices), still_ms, kv_span)
+                if not count:
+                    continue
             if count < len(choices):
-                choices = sorted(choices, key=lambda choice: choice.last_step)[: max(1, count)]
+                choices = sorted(choices, key=lambda choice: choice.last_ms)[: max(1, count)]
             chosen += choices
         return chosen
+
+    def _riding(self, before: int, wanted: int, still_ms: float, kv_span: int) -> int:
+        """Count the rows of a party that is not due and has had none for a while; 0: not yet.
+
+        It had the step before as well, so twice the time of its rows leaves half of all to others.
+        """
+        if still_ms < self._still_ms:
+            return 0
+        count = self._affordable(before, min(_LUMP, wanted), self._limits.turn_ms, kv_span)
+        before_ms = self._cost.predict_rows_ms(before, 0, kv_span)
+        added_ms = self._cost.predict_rows_ms(before + count, 0, kv_span) - before_ms
+        return max(1, count) if still_ms >= 2.0 * added_ms else 0
 
     def _bound_ms(self, party: Party, allowed: Mapping[Party, float]) -> float:
         """Bound a party's decode rows in one step: nobody holds up the others for longer."""
@@ -185,18 +206,25 @@ class Composer:
             return room
         return -(-(decode + CHUNK_MIN) // ROW_QUANTUM) * ROW_QUANTUM - decode
 
-    def _prompts(self, jobs: Sequence[Job], now_ms: float) -> list[tuple[Choice, int]]:
+    def _prompts(
+        self, jobs: Sequence[Job], first: frozenset[Job], now_ms: float, lead_ms: float
+    ) -> list[tuple[Choice, int]]:
         prompts = [(job, job.prefilling()) for job in jobs]
         found = [(job, pending) for job, pending in prompts if pending]
         if len(found) > 1:
             row_ms = self._cost.row_ms
+            level_ms = min(self._fairness.served(job.party) for job, _ in found) + lead_ms
+            streaming = {job.party for job in jobs if job.decoding()}
 
             def rank(entry: tuple[Job, list[tuple[Choice, int]]]) -> tuple[float, ...]:
                 job, pending = entry
                 rest_ms = sum(rows for _, rows in pending) * row_ms
+                served_ms = self._fairness.served(job.party)
                 return (
                     RANKS[job.priority],
-                    self._fairness.served(job.party),
+                    level_ms if job in first else max(level_ms, served_ms),
+                    job not in first,
+                    job.party in streaming,
                     math.inf if job.deadline_ms is None else job.deadline_ms,
                     rest_ms - (now_ms - job.submitted_ms),
                     job.order,
@@ -227,6 +255,18 @@ class Composer:
                 count = max(count, min(pending, room - filling.prefill, CHUNK_MIN))
                 left[party] -= self._price(filling, count, kv_span) - before_ms
             filling.add_prompt(choice, count)
+
+    def _first_answers(self, jobs: Sequence[Job]) -> frozenset[Job]:
+        """Find the prompts of clients without a stream that were begun and are a step from done."""
+        streaming = {job.party for job in jobs if job.decoding()}
+        row_ms, bound_ms = self._cost.row_ms, self._limits.step_ms_while_streaming
+        return frozenset(
+            job
+            for job in jobs
+            if job.party not in streaming
+            and any(choice.evaluated for choice, _ in job.prefilling())
+            and sum(rows for _, rows in job.prefilling()) * row_ms <= bound_ms
+        )
 
     def _must_go_on(self, party: Party, filling: _Filling) -> bool:
         """Say whether a class has waited as long as it can and got nothing in this step yet."""

@@ -7,7 +7,7 @@ What it never does: choose rows (`compose` does), or read a clock.
 
 A party is a client in a class. Inside a class the party that was given least, for its weight, is
 due: it may add what it likes. Another may add as much as it is behind of being a lead ahead of the
-due one. (One row of each party of the highest class rides in every step all the same, see
+due one. (Some rows of each party of the highest class ride now and then all the same, see
 `compose`: its stream goes on.) A party that comes back is level with the least served one: what it
 did not use while it was away is gone, what it owes is not. But nobody owes more than `debt_ms_max`:
 a long prompt does not bar its client for as long again.
@@ -15,9 +15,10 @@ a long prompt does not bar its client for as long again.
 A class below another one lives on a credit: a share of the time of each step that it lets pass.
 So it never stops altogether, and hardly delays those above.
 
-Each row is charged what a row costs in a large step. What a step costs beyond that, it costs
-because it is small: a lone row takes most of what sixteen take. A part of it is charged to the
-party that is due, whose step it is; not all of it, since there was nobody to share it with.
+A step belongs to the party that is due. The others pay what their rows add to it. The due one pays
+for its rows what they cost in a large step; what they cost beyond that alone, they cost because
+they are few: a lone row takes most of what sixteen take. Of that it is charged a part, not all of
+it, since there was nobody to share it with.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from appliance.domain import Priority
 
 RANKS = {priority: rank for rank, priority in enumerate(Priority)}  # 0 comes first
 REMEMBERED_MAX = 4096  # clients whose debts are remembered while they are away
-_SOLITUDE = 0.3
+_SOLITUDE = 0.15
 
 
 class Party(NamedTuple):
@@ -94,25 +95,37 @@ class Fairness:
         """Say whether a class has as much credit as it can have, so that it must run now."""
         return self._credit_ms[priority] >= self._credit_ms_max
 
+    def due(self, parties: Iterable[Party]) -> Party:
+        """Find the one whose step it is: of the highest class, who was given least."""
+        return min(parties, key=lambda party: (RANKS[party.priority], self.served(party)))
+
     def charge(
         self,
         rows: Mapping[Party, int],
         parties: Mapping[Party, float],
+        *,
         step_ms: float,
+        alone_ms: float,
         row_ms: float,
     ) -> None:
         """Book a step: its duration, and how many of its rows each party had.
 
-        parties: all that run, with their weights. row_ms: what a row costs in a large step.
+        parties: all that run, with their weights. alone_ms: how long a step of only the due
+        party's rows takes. row_ms: what a row costs in a large step.
         """
-        total = sum(rows.values())
-        if not total:
+        if not sum(rows.values()):
             return
-        row_ms = min(row_ms, step_ms / total)
         top = min(RANKS[party.priority] for party in parties)
-        due = min(rows, key=lambda party: (RANKS[party.priority], self.served(party)))
-        spent = {party: count * row_ms for party, count in rows.items()}
-        spent[due] += _SOLITUDE * (step_ms - total * row_ms)
+        due = self.due(rows)
+        others = sum(rows.values()) - rows[due]
+        alone_ms = min(alone_ms, step_ms) if others else step_ms
+        spent = {
+            party: count / others * (step_ms - alone_ms)
+            for party, count in rows.items()
+            if party != due
+        }
+        own_ms = rows[due] * min(row_ms, alone_ms / max(1, rows[due]))
+        spent[due] = own_ms + _SOLITUDE * (alone_ms - own_ms)
         for party, spent_ms in spent.items():
             self._served[party] = self.served(party) + spent_ms / parties[party]
         for priority in {party.priority for party in parties}:

@@ -56,8 +56,8 @@ class SchedulerLimits:
 class Choice:
     """One answer being generated. `evaluated` counts its tokens that lie in the cache.
 
-    swapped: how many of its tokens lie in host memory instead, as `state`. last_step: when it last
-    got a row.
+    swapped: how many of its tokens lie in host memory instead, as `state`. last_ms: when the last
+    step with a row of it was planned.
     track: what its next tokens are guessed from, None while nothing is guessed. acceptance: how
     often a draft model guessed them.
     """
@@ -70,7 +70,7 @@ class Choice:
     is_ended: bool = False
     swapped: int = 0
     state: int = -1
-    last_step: int = 0
+    last_ms: float = 0.0
     track: Track | None = None
     acceptance: Acceptance | None = None
 

@@ -172,7 +172,7 @@ class Scheduler:
         for span in spans:
             choice, job = span.choice, span.choice.job
             choice.evaluated += span.count
-            choice.last_step = self._steps
+            choice.last_ms = self.cache.now_ms
             rows[job.party] = rows.get(job.party, 0) + span.rows
             self.cache.ledger.grow(span.seq_id, span.rows)
             if job.is_forked:
@@ -405,11 +405,23 @@ class Scheduler:
         parties = {job.party: job.weight for job in self._running}
         if len(parties) < 2 and len(self._parties) < 2:  # noqa: PLR2004 - nobody to share with
             return
-        total = sum(rows.values())
+        if not rows:
+            return
+        due = self._fairness.due(rows)
+        alone = [span for span in spans if span.choice.job.party == due]
+        self._fairness.charge(
+            rows,
+            parties,
+            step_ms=self._price_ms(spans),
+            alone_ms=self._price_ms(alone),
+            row_ms=self.cost.row_ms,
+        )
+
+    def _price_ms(self, spans: Sequence[Span]) -> float:
+        total = sum(span.rows for span in spans)
         decode = sum(span.rows for span in spans if span.count == 1)
-        span = span_of(spans, self.cache.ledger.used)
-        step_ms = self.cost.predict_rows_ms(decode, total - decode, span)
-        self._fairness.charge(rows, parties, step_ms, self.cost.row_ms)
+        read = span_of(spans, self.cache.ledger.used)
+        return self.cost.predict_rows_ms(decode, total - decode, read)
 
     # --- pressure --------------------------------------------------------------------------------
 

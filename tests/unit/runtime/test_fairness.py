@@ -23,23 +23,23 @@ def fairness() -> Fairness:
 
 def test_the_party_that_was_given_least_is_due_and_others_have_a_bounded_lead() -> None:
     accounts, both = fairness(), {A: 1.0, B: 1.0}
-    accounts.charge({A: 10}, both, 100.0, 10.0)
+    accounts.charge({A: 10}, both, step_ms=100.0, alone_ms=100.0, row_ms=10.0)
     allowed = accounts.allowances(both, 30.0)
     assert allowed[B] == math.inf
     assert allowed[A] == pytest.approx(-70.0)
 
 
-def test_the_price_of_a_small_step_is_charged_in_part_and_to_whoever_is_due() -> None:
+def test_others_pay_what_they_add_and_the_due_one_a_part_of_what_a_small_step_costs() -> None:
     accounts, both = fairness(), {A: 1.0, B: 1.0}
-    accounts.charge({A: 10}, both, 100.0, 10.0)
-    accounts.charge({A: 1, B: 1}, both, 40.0, 10.0)
-    assert accounts.served(A) == pytest.approx(110.0)
-    assert accounts.served(B) == pytest.approx(10.0 + 0.3 * 20.0)
+    accounts.charge({A: 10}, both, step_ms=100.0, alone_ms=100.0, row_ms=10.0)
+    accounts.charge({A: 1, B: 1}, both, step_ms=40.0, alone_ms=27.0, row_ms=10.0)
+    assert accounts.served(A) == pytest.approx(100.0 + 13.0)  # what its row added
+    assert accounts.served(B) == pytest.approx(10.0 + 0.15 * 17.0)
 
 
 def test_nobody_owes_more_than_the_bound() -> None:
     accounts, both = fairness(), {A: 1.0, B: 1.0}
-    accounts.charge({A: 1000}, both, 10_000.0, 10.0)
+    accounts.charge({A: 1000}, both, step_ms=10_000.0, alone_ms=10_000.0, row_ms=10.0)
     assert accounts.served(A) == 1000.0
 
 
@@ -49,17 +49,17 @@ def test_time_is_shared_by_weight() -> None:
     for _ in range(4000):
         allowed = accounts.allowances(parties, 0.0)
         due = next(party for party in (A, B) if allowed[party] == math.inf)
-        accounts.charge({due: 1}, parties, 10.0, 10.0)
+        accounts.charge({due: 1}, parties, step_ms=10.0, alone_ms=10.0, row_ms=10.0)
         given[due] += 10.0
     assert given[A] / given[B] == pytest.approx(3.0, rel=0.01)
 
 
 def test_a_party_that_comes_back_neither_claims_its_absence_nor_loses_its_debt() -> None:
     accounts = fairness()
-    accounts.charge({A: 50}, {A: 1.0}, 500.0, 10.0)
+    accounts.charge({A: 50}, {A: 1.0}, step_ms=500.0, alone_ms=500.0, row_ms=10.0)
     accounts.arrive(B, [A])
     assert accounts.served(B) == accounts.served(A)
-    accounts.charge({B: 50}, {A: 1.0, B: 1.0}, 500.0, 10.0)
+    accounts.charge({B: 50}, {A: 1.0, B: 1.0}, step_ms=500.0, alone_ms=500.0, row_ms=10.0)
     accounts.arrive(B, [A])
     assert accounts.served(B) == 2 * accounts.served(A)
 
@@ -76,7 +76,7 @@ def test_a_lower_class_lives_on_a_share_of_the_time_it_lets_pass() -> None:
             spent_ms += 50.0
         step_ms = 10.0 + 10.0 * rows.get(LOW, 0)
         passed_ms += step_ms
-        accounts.charge(rows, parties, step_ms, 10.0)
+        accounts.charge(rows, parties, step_ms=step_ms, alone_ms=10.0, row_ms=10.0)
     assert spent_ms / passed_ms == pytest.approx(0.1, rel=0.1)
 
 
@@ -89,5 +89,7 @@ def test_the_accounts_of_those_who_are_away_are_bounded() -> None:
     for number in range(REMEMBERED_MAX + 500):
         party = Party(Priority.NORMAL, f"{number}")
         accounts.arrive(party, [])
-        accounts.charge({party: rng.randrange(1, 9)}, {party: 1.0}, 10.0, 1.0)
+        accounts.charge(
+            {party: rng.randrange(1, 9)}, {party: 1.0}, step_ms=10.0, alone_ms=10.0, row_ms=1.0
+        )
     assert len(accounts._served) <= REMEMBERED_MAX  # noqa: SLF001 - the bound is the rule
