@@ -8,19 +8,16 @@ What it never does: read a file, or change the configuration.
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from appliance.cli import show
 from appliance.cli.client import Client, LoadedAdapter
 from appliance.cli.options import address_of, address_option
 
-PIPE_COLUMNS = 200
 _COLOURS = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
 
 
@@ -88,8 +85,7 @@ def list_adapters(
     if as_json:
         print(msgspec.json.encode({"address": where, "adapters": found}).decode())
         return
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    console = Console(highlight=False, width=width)
+    console = show.console()
     console.print(_table(found))
     for one in found:
         if one.reason:

@@ -1,35 +1,25 @@
-"""Talk to a running daemon over gRPC: the one client of all commands.
+"""Ask a running daemon about models, and for answers, over gRPC.
 
-What this room does: a connection; requests and events as values of `domain`; what is served; one
-typed failure for everything that can go wrong on the way.
-What it knows: the protos, and where a status keeps our error codes.
+What this room does: requests and events as values of `domain`; what is served.
+What it knows: the protos of inference and models.
 What it never does: print, retry, or let a message of the wire out of this file.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import grpc
 import grpc.aio
 import msgspec
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from appliance import domain
 from appliance.api.proto import inference_pb2 as pb
 from appliance.api.proto import inference_pb2_grpc, model_pb2, model_pb2_grpc
-from appliance.cli.exits import RETRY, CommandFailed, exit_code_of
+from appliance.cli.connection import CALL_TIMEOUT_S, Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
-
-ANSWER_BYTES_MAX = 256 * 1024 * 1024
-CALL_TIMEOUT_S = 30.0
-ERROR_DOMAIN = "appliance"
 
 _ROLES = {
     "system": pb.Message.ROLE_SYSTEM,
@@ -136,49 +126,26 @@ class LoadedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     load_ms: float
 
 
-class CallFailed(CommandFailed):
-    """A call was refused or broke; `code` is the appliance's own, or the status's name."""
-
-    def __init__(self, code: str, sentence: str, exit_code: int) -> None:
-        super().__init__(f"{sentence} ({code})", exit_code)
-        self.code = code
-
-
-class Client:
-    """One connection to a daemon; an async context manager."""
+class Client(Connection):
+    """What commands ask of a daemon about models and answers; an async context manager."""
 
     def __init__(self, address: str) -> None:
         """Prepare a connection to "unix:PATH" or "HOST:PORT"; nothing is sent yet."""
-        self._address = address
-        self._channel = grpc.aio.insecure_channel(
-            address,
-            options=(
-                ("grpc.max_receive_message_length", ANSWER_BYTES_MAX),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.default_authority", "localhost"),
-            ),
-        )
+        super().__init__(address)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
 
-    async def __aenter__(self) -> Self:
-        return self
+    async def stream(
+        self, request: domain.GenerateRequest, user: str = ""
+    ) -> AsyncGenerator[domain.Event, None]:
+        """Send a request, for a user if one is named, and yield its events.
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._channel.close()
-
-    async def stream(self, request: domain.GenerateRequest) -> AsyncGenerator[domain.Event, None]:
-        """Send a request and yield its events; leaving early cancels it.
+        Leaving early cancels it.
 
         Raises:
             CallFailed: it was refused, or the connection broke.
         """
-        messages = self._call(request)
+        messages = self._call(request, user)
         try:
             with self._failures():
                 async for message in messages:
@@ -187,11 +154,13 @@ class Client:
         finally:
             messages.cancel()
 
-    def _call(self, request: domain.GenerateRequest) -> _EventCall:
+    def _call(self, request: domain.GenerateRequest, user: str) -> _EventCall:
         if isinstance(request.prompt, domain.ChatPrompt):
             chat = _chat_input(request, request.prompt)
+            chat.user = user
             return self._inference.ChatStream(pb.ChatStreamRequest(input=chat))
         text = _generate_input(request)
+        text.user = user
         return self._inference.GenerateStream(pb.GenerateStreamRequest(input=text))
 
     async def embed(self, model: str, texts: Sequence[str], *, raw: bool) -> list[list[float]]:
@@ -254,28 +223,6 @@ class Client:
         with self._failures():
             answer = await self._models.ListAdapters(request, timeout=CALL_TIMEOUT_S)
         return tuple(_adapter(one) for one in answer.adapters)
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            raise _failure(error, self._address) from error
-
-
-def _failure(error: grpc.aio.AioRpcError, address: str) -> CallFailed:
-    """Read our own code from the details of a status; without one the connection is at fault."""
-    sentence = error.details() or "no reason was given"
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # as good as a Call
-    for detail in status.details if status is not None else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
-            return CallFailed(info.reason, sentence, exit_code_of(info.reason))
-    name = error.code().name
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        text = f"no appliance answers at {address}; is 'appliance serve' running?"
-        return CallFailed(name, text, RETRY)
-    return CallFailed(name, sentence, exit_code_of(name))
 
 
 # --- values → messages --------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from appliance.errors import (
     BodyTooLarge,
     ConfigError,
     ContextTooLong,
+    DeploymentRefused,
     DocumentRefused,
     ModelUnloadable,
     PublishRefused,
@@ -41,6 +42,7 @@ _BY_CLASS: tuple[tuple[type[ApplianceError], int], ...] = (
     (ContextTooLong, DATA),
     (BodyTooLarge, DATA),
     (RequestError, USAGE),
+    (DeploymentRefused, USAGE),
     (DocumentRefused, USAGE),
     (PublishRefused, USAGE),
 )

@@ -7,6 +7,7 @@ What it never does: connect, or read anything but a file that an option names.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,25 @@ def address_option(command: Command) -> Command:
         help="The runtime directory of the daemon to talk to.",
     )
     return where(directory(command))
+
+
+def daemon_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Let a command be told which daemon it talks to, and to answer with one JSON object.
+
+    It is handed `where`, an address, and `as_json`.
+    """
+
+    @functools.wraps(command)
+    def told(
+        *args: Any,  # noqa: ANN401 - what click hands over
+        address: str | None,
+        runtime_dir: Path | None,
+        **rest: Any,  # noqa: ANN401 - likewise
+    ) -> object:
+        return command(*args, where=address_of(address, runtime_dir), **rest)
+
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    return as_json(address_option(told))
 
 
 def address_of(address: str | None, runtime_dir: Path | None) -> str:

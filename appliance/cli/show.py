@@ -1,6 +1,7 @@
 """Show answers and measurements to a person.
 
-What this room does: text from a model made safe for a terminal; the line of measurements; sizes.
+What this room does: text from a model made safe for a terminal; the line of measurements; sizes;
+how a standby is held; a page for tables, and JSON.
 What it knows: a model may write control characters, and a terminal obeys them.
 What it never does: change what goes into a pipe or a file.
 """
@@ -11,8 +12,19 @@ import sys
 import unicodedata
 from typing import TextIO
 
+import msgspec
+from rich.console import Console
+
 from appliance import domain
 
+PIPE_COLUMNS = 200  # a table in a pipe is not folded
+LEVELS = {
+    "h0": "on disk (h0)",
+    "h1": "in the page cache (h1)",
+    "h2": "locked in memory (h2)",
+    "h3": "loaded (h3)",
+    "h4": "loaded and proven (h4)",
+}
 _KEPT = frozenset("\n\t")
 _MS_PER_S = 1000.0
 
@@ -68,3 +80,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def console() -> Console:
+    """Open standard output for tables; wide where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def print_json(answer: object) -> None:
+    """Print one object on one line, at once."""
+    print(msgspec.json.encode(answer).decode(), flush=True)

@@ -8,26 +8,16 @@ What it never does: judge, or change anything.
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from appliance.cli import show
 from appliance.cli.client import Client, HeldStandby, ServedModel
 from appliance.cli.options import address_of, address_option
 
-PIPE_COLUMNS = 200
-_LEVELS = {
-    "h0": "on disk (h0)",
-    "h1": "in the page cache (h1)",
-    "h2": "locked in memory (h2)",
-    "h3": "loaded (h3)",
-    "h4": "loaded and proven (h4)",
-}
 _COLOURS = {"ready": "green", "loading": "yellow", "restarting": "yellow", "failed": "red"}
 
 
@@ -46,8 +36,7 @@ def status(
         shown = {"address": where, "models": models, "standbys": standbys}
         print(msgspec.json.encode(shown).decode())
         return
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    console = Console(highlight=False, width=width)
+    console = show.console()
     console.print(_table(models))
     for model in models:
         if model.reason:
@@ -63,7 +52,7 @@ async def _read(address: str) -> tuple[tuple[ServedModel, ...], tuple[HeldStandb
 
 def _line(standby: HeldStandby) -> str:
     """Say in one line how a standby is held."""
-    parts = [_LEVELS[standby.level], f"{standby.resident_ratio:.0%} of its file in memory"]
+    parts = [show.LEVELS[standby.level], f"{standby.resident_ratio:.0%} of its file in memory"]
     if standby.rollback_ms is not None:
         parts.append(f"the way back took {standby.rollback_ms:.0f} ms")
     if standby.reason:
