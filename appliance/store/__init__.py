@@ -5,7 +5,12 @@ Start with `writer.Store`: what the rest of the house holds. `database` is the g
 """
 
 from appliance.store.database import Row, SqlValue, Transaction
-from appliance.store.files import make_directory, sync_directory, write_durably
+from appliance.store.files import (
+    make_directory,
+    remove_unfinished,
+    sync_directory,
+    write_durably,
+)
 from appliance.store.migrations import Migration
 from appliance.store.writer import Store
 
@@ -16,6 +21,7 @@ __all__ = [
     "Store",
     "Transaction",
     "make_directory",
+    "remove_unfinished",
     "sync_directory",
     "write_durably",
 ]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.errors import HubUnreachable, StoreError
-from appliance.store.files import sync_directory, write_durably
+from appliance.store.files import remove_unfinished, sync_directory, write_durably
 
 KEPT = 2
 POINTER = "current"
@@ -76,6 +76,7 @@ class Generations:
             current = self.current()
             numbers = self._numbers()
             self._remove(numbers, current)
+            remove_unfinished(self._directory / POINTER)
             path = self._directory / f"gen-{max(numbers, default=0) + 1:06d}"
             if current is None:
                 path.mkdir(mode=0o700)

@@ -11,6 +11,7 @@ alone, and `settle` writes it down when that can be done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,7 @@ import msgspec
 
 from appliance.domain import Digest, Value
 from appliance.errors import StoreError
-from appliance.store import Store, Transaction, write_durably
+from appliance.store import Store, Transaction, remove_unfinished, write_durably
 from appliance.sync import records
 from appliance.sync.deployment import Deployment, Serving
 from appliance.sync.eligibility import Attempts, Wish
@@ -82,6 +83,8 @@ class Journal:
         boot_id = await asyncio.to_thread(_read_boot_id) if known is None else known
         self._boot_id = boot_id
         self.memory = await self._write(lambda to: records.recall(to, boot_id))
+        with contextlib.suppress(OSError):  # a disk that can't be written is no reason to stop
+            await asyncio.to_thread(remove_unfinished, self._pointer)
         if not self.memory.serving:
             await self._recover()
         await self.settle()
