@@ -61,11 +61,16 @@ class Pace(Value):
     tries_max: int = 3
 
 
+async def _nothing_laid_out(_: frozenset[Digest]) -> None:
+    """Leave everything as it is."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
     """What deployments work with.
 
-    hosted: lays a version out for its worker. window: says why nothing may be activated now; empty:
+    hosted: lays a version out for its worker. let_go: takes away what was laid out of all versions
+    but these; raises SyncError. window: says why nothing may be activated now; empty:
     it may. alert: tells a person. sleep: waits for so many seconds.
     """
 
@@ -74,6 +79,7 @@ class Site:
     blobs: Blobs
     book: Book
     hosted: Callable[[Offer], Awaitable[HostedVersion]]
+    let_go: Callable[[frozenset[Digest]], Awaitable[None]] = _nothing_laid_out
     offers: Callable[[Digest], Offer]
     window: Callable[[], str]
     alert: Callable[[Deployment], None]

@@ -190,6 +190,8 @@ class Agent:
         for deployment in list(memory.under_way.values()):
             if deployment.model not in self.conductors:
                 self._carry(deployment, restarted=memory.last_run)
+        if memory.serving:  # a run that was killed may not have come to it
+            await self._clean()
         self._booted.set()
         await self.consider()
 
@@ -415,12 +417,17 @@ class Agent:
             self._committed[model] = ended
         if ended.state is State.ROLLED_BACK and ended.undo is not None:
             await self.site.host.stand_by(model, None)
-        try:
-            await self.site.blobs.prune(self.journal.roots())
-        except SyncError as error:
-            self._log("not_pruned", reason=str(error))
+        await self._clean()
         if ended.undo is None:
             await self.consider()
+
+    async def _clean(self) -> None:
+        """Let go of what no version needs that is written down; nothing may be, on a new disk."""
+        try:
+            await self.site.blobs.prune(self.journal.roots())
+            await self.site.let_go(self.journal.memory.named())
+        except SyncError as error:
+            self._log("not_pruned", reason=str(error))
 
     @staticmethod
     def _log(name: str, **fields: object) -> None:

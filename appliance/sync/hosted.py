@@ -1,6 +1,7 @@
 """Lay a verified version out as its worker opens it: a directory of links under its files' names.
 
-What this room does: `HEX/NAME` for each file of the preferred edition, pointing to its blob.
+What this room does: `HEX/NAME` for each file of the preferred edition, pointing to its blob; takes
+away the links of versions that are not needed any more.
 What it knows: llama.cpp finds the parts of split weights by their names, side by side; blobs are
 named by their content. Links can be made again at any time, so nothing here needs to be durable.
 What it never does: write into a blob, or leave a directory half made under its name.
@@ -11,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from appliance.contract.release import FileRole
-from appliance.domain import HostedVersion, ModelVersion, Origin
+from appliance.domain import Digest, HostedVersion, ModelVersion, Origin
 from appliance.sync.host import Offer
 from appliance.sync.space import disk
 
@@ -60,3 +61,19 @@ def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedV
         },
         memory_bytes=release.facts.memory_bytes,
     )
+
+
+def let_go(root: Path, kept: Collection[Digest]) -> None:
+    """Take away what is laid out below `root` of all versions but these. Blocks.
+
+    Call while none of the others is being laid out. Who has opened a file keeps it.
+
+    Raises:
+        DiskRefused: the disk does not want to; some may be gone.
+    """
+    names = {digest.removeprefix(_PREFIX) for digest in kept}
+    with disk(root):
+        if root.is_dir():
+            for entry in root.iterdir():
+                if entry.name not in names:
+                    shutil.rmtree(entry)

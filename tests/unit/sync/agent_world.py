@@ -39,7 +39,7 @@ from appliance.sync.acts import Pace, Site
 from appliance.sync.agent import Agent, Here
 from appliance.sync.deployment import Bounds, Deployment
 from appliance.sync.host import Offer
-from appliance.sync.hosted import laid_out
+from appliance.sync.hosted import laid_out, let_go
 from appliance.sync.inbox import Inbox
 from appliance.sync.journal import MIGRATIONS, Journal
 from appliance.sync.judge import Bars
@@ -232,12 +232,16 @@ class Box:
         async def hosted(offer: Offer) -> HostedVersion:
             return laid_out(self._directory / "versions", offer, self.host.path_of)
 
+        async def let(kept: frozenset[Digest]) -> None:
+            let_go(self._directory / "versions", kept)
+
         return Site(
             host=self.host,
             examiner=self.host,
             blobs=self.host,
             book=journal,
             hosted=hosted,
+            let_go=let,
             offers=lambda digest: journal.memory.offers[digest],
             window=lambda: self.closed,
             alert=self.alerts.append,

@@ -78,6 +78,26 @@ def test_a_restart_serves_what_is_written_down_without_the_hub(tmp_path: Path) -
     assert Path(hosted[0]).readlink() == Path(f"blobs/{2:064d}")
 
 
+def test_what_nobody_names_any_more_is_let_go_at_an_end_and_at_the_start(tmp_path: Path) -> None:
+    def laid_out() -> set[str]:
+        return {entry.name for entry in (tmp_path / "versions").iterdir()}
+
+    async def test() -> None:
+        box = box_with(tmp_path, "1", "2", "3")
+        async with box.running() as (agent, _):
+            await take(box, agent, "1", "2", "3")
+            assert laid_out() == {f"{2:064d}", f"{3:064d}"}
+        left = tmp_path / "versions" / f".{3:064d}.4711"  # by a process that was killed
+        left.mkdir()
+        again = Box(tmp_path, SETTINGS)
+        async with again.running() as (agent, _):
+            await agent.look()
+            assert again.host.roots == {f"{2:064d}", f"{3:064d}"}
+            assert laid_out() == {f"{2:064d}", f"{3:064d}"}
+
+    run(test())
+
+
 def test_a_version_that_gives_errors_is_left_alone_and_users_never_see_it(tmp_path: Path) -> None:
     async def test() -> None:
         box = box_with(tmp_path, "1", "2")
