@@ -20,15 +20,16 @@ import click
 from benchmarks.bars import Bar, judge
 from benchmarks.harness import machine
 from benchmarks.report import Results, keep
-from benchmarks.versions import download, rollback
+from benchmarks.versions import download, rollback, survival
 from benchmarks.versions.bench import Bench
 
 SUITES: dict[str, Callable[[Bench], None]] = {
     download.SUITE: download.measure,
     rollback.SUITE: rollback.measure_loaded,
     rollback.CACHED_SUITE: rollback.measure_cached,
+    survival.KILLS: survival.measure_kills,
 }
-BARS: tuple[Bar, ...] = (*download.BARS, *rollback.BARS)
+BARS: tuple[Bar, ...] = (*download.BARS, *rollback.BARS, *survival.BARS)
 _PEERS = "Peers: the tools that people use for it by hand, on the same server."
 
 
