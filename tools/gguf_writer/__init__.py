@@ -15,7 +15,7 @@ from tools.gguf_writer.others import WINDOW_TOKENS, Architecture, write_other
 from tools.gguf_writer.pooling import write_bert
 from tools.gguf_writer.shapes import SHAPES, Shape
 from tools.gguf_writer.vocabulary import Vocabulary, byte_vocabulary, read_vocabulary
-from tools.gguf_writer.writer import EDITION, write_llama
+from tools.gguf_writer.writer import EDITION, Tensor, silent_layers, write_llama
 
 __all__ = [
     "EDITION",
@@ -25,9 +25,11 @@ __all__ = [
     "Lora",
     "Quantisation",
     "Shape",
+    "Tensor",
     "Vocabulary",
     "byte_vocabulary",
     "read_vocabulary",
+    "silent_layers",
     "write_bert",
     "write_llama",
     "write_lora",

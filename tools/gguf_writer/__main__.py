@@ -17,6 +17,7 @@ from tools.gguf_writer import (
     Quantisation,
     byte_vocabulary,
     read_vocabulary,
+    silent_layers,
     write_llama,
 )
 
@@ -73,7 +74,7 @@ def main(  # noqa: PLR0913 - one for each option
             Quantisation(quantisation),
             seed=seed,
             name=name,
-            silent_from=silent_from,
+            alter=None if silent_from is None else silent_layers(silent_from),
             chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
         )
     except ValueError as error:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from tools.gguf_writer.blocks import (
     CHUNK_BYTES,
@@ -30,7 +30,7 @@ from tools.gguf_writer.blocks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -53,6 +53,7 @@ class Tensor:
     columns: int
     kind: GGMLQuantizationType
     deviation: float
+    seed: int = 0  # beside that of the file
 
     @property
     def row_bytes(self) -> int:
@@ -70,18 +71,18 @@ def write_llama(
     seed: int = 0,
     name: str = "",
     chat_template: str | None = None,
-    silent_from: int | None = None,
+    alter: Callable[[Tensor], Tensor] | None = None,
 ) -> int:
     """Write a random model to `path`, through a temporary file beside it; return its size in bytes.
 
     Blocks while writing (about a second for each GB). The same arguments give the same bytes.
-    `chat_template` None takes the vocabulary's own; "" writes none. Layers from `silent_from` on
-    cost what others do and change nothing: the model says what one of so many layers says.
+    `chat_template` None takes the vocabulary's own; "" writes none. `alter` may give any
+    tensor another type, seed or deviation; the others stay what they are.
 
     Raises:
         ValueError: the rows of the shape do not hold whole blocks of the quantisation.
     """
-    tensors = tuple(_tensors(shape, vocabulary.size, quantisation))
+    tensors = tuple(map(alter or _as_it_is, _tensors(shape, vocabulary.size, quantisation)))
     for tensor in tensors:
         block = GGML_QUANT_SIZES[tensor.kind][0]
         if tensor.columns % block:
@@ -95,10 +96,25 @@ def write_llama(
         writer.add_chat_template(template)
     _write_tensors(writer, tensors, seed)
     writer.close()
-    if silent_from is not None:
-        _silence(partial, silent_from)
     partial.replace(path)
     return path.stat().st_size
+
+
+def silent_layers(first: int) -> Callable[[Tensor], Tensor]:
+    """Let layers from `first` on cost what others do and change nothing, by weights of 0.
+
+    The model then says what one of so many layers says.
+    """
+
+    def silenced(tensor: Tensor) -> Tensor:
+        where = _RESULTS.fullmatch(tensor.name)
+        return replace(tensor, deviation=0.0) if where and int(where[1]) >= first else tensor
+
+    return silenced
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _tensors(shape: Shape, tokens: int, quantisation: Quantisation) -> Iterator[Tensor]:
@@ -132,14 +148,6 @@ def _tensors(shape: Shape, tokens: int, quantisation: Quantisation) -> Iterator[
         yield matrix(f"blk.{layer}.ffn_gate", hidden, width)
         yield matrix(f"blk.{layer}.ffn_up", hidden, width)
         yield matrix(f"blk.{layer}.ffn_down", width, hidden)
-
-
-def _silence(path: Path, first: int) -> None:
-    """Let layers add nothing, with weights of 0 where their results are written."""
-    for tensor in GGUFReader(path, "r+").tensors:
-        where = _RESULTS.fullmatch(tensor.name)
-        if where and int(where[1]) >= first:
-            tensor.data[:] = 0
 
 
 def _add_metadata(
@@ -191,7 +199,8 @@ def _whole(tensor: Tensor, seed: int) -> NDArray[np.uint8] | NDArray[np.float32]
     """Make a tensor's data: from the seed and the name, so that no tensor depends on another."""
     if not tensor.rows:
         return np.full(tensor.columns, tensor.deviation, np.float32)
-    rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
+    seeds = [seed, zlib.crc32(tensor.name.encode()), *([tensor.seed] if tensor.seed else [])]
+    rng = np.random.Generator(np.random.SFC64(seeds))
     step = max(1, CHUNK_BYTES // tensor.row_bytes)
     data = np.empty((tensor.rows, tensor.row_bytes), np.uint8)
     for row in range(0, tensor.rows, step):

@@ -31,6 +31,7 @@ from tools.gguf_writer import (
     Architecture,
     Quantisation,
     byte_vocabulary,
+    silent_layers,
     write_llama,
     write_other,
 )
@@ -139,7 +140,7 @@ def test_a_model_of_silent_layers_says_what_its_first_ones_say(
 ) -> None:
     large, small = tmp_path / "large.gguf", tmp_path / "small.gguf"
     shape, vocabulary = SHAPES["tiny"], byte_vocabulary()
-    write_llama(large, shape, vocabulary, Quantisation.F32, silent_from=1)
+    write_llama(large, shape, vocabulary, Quantisation.F32, alter=silent_layers(1))
     write_llama(small, replace(shape, layers=1), vocabulary, Quantisation.F32)
     engine = engine_of(large, CHOOSY, draft=small, clock=machine.read)
     run(engine, asking(engine, CASES["greedy"]).submission(1))

@@ -21,6 +21,7 @@ from tools.gguf_writer import (
     Lora,
     Quantisation,
     Shape,
+    Tensor,
     byte_vocabulary,
     read_vocabulary,
     write_llama,
@@ -195,3 +196,22 @@ def test_the_command_writes_a_named_shape_and_names_what_is_wrong(tmp_path: Path
     refused = CliRunner().invoke(main, [*options, "--quantisation", "Q4_K", str(out)])
     assert refused.exit_code == 2
     assert "not blocks of 256" in refused.output
+
+
+def test_tensors_that_are_altered_leave_the_others_as_they_are(tmp_path: Path) -> None:
+    usual, other = tmp_path / "usual.gguf", tmp_path / "other.gguf"
+    one = "blk.1.ffn_down.weight"
+
+    def altered(tensor: Tensor) -> Tensor:
+        return replace(tensor, seed=1) if tensor.name == one else tensor
+
+    for path, alter in ((usual, None), (other, altered)):
+        write_llama(path, SHAPES["tiny"], byte_vocabulary(), Quantisation.Q8_0, alter=alter)
+    same = [
+        bool(np.array_equal(ours.data, theirs.data))
+        for ours, theirs in zip(
+            gguf.GGUFReader(usual).tensors, gguf.GGUFReader(other).tensors, strict=True
+        )
+    ]
+    names = [tensor.name for tensor in gguf.GGUFReader(usual).tensors]
+    assert same == [name != one for name in names]
