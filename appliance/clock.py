@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 
+BUILT_UTC_MS = 1_735_689_600_000  # the beginning of 2025: no clock that is right says less
+
 
 def monotonic_ms() -> float:
     """Read the clock for durations and deadlines, in milliseconds since boot."""

@@ -24,7 +24,6 @@ import fcntl
 import functools
 import logging
 import os
-import random
 import signal
 import socket
 import stat
@@ -33,39 +32,43 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import msgspec
-
 from appliance import local_versions, logs
 from appliance.access import audit as audits
 from appliance.access.audit import Audit
-from appliance.access.device import DeviceIdentity
 from appliance.access.identity import Identity
 from appliance.access.keys import Keyring
 from appliance.access.policy import Verb, authorise
 from appliance.api.adapters import AdapterService
+from appliance.api.deployments import DeploymentDesk
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
 from appliance.api.resume import Streams
 from appliance.clock import monotonic_ms, utc_ms
-from appliance.config import Config, Model
-from appliance.domain import Client, ClientKind, ModelVersion, VersionState
+from appliance.config import Config
+from appliance.domain import Client, ClientKind
 from appliance.errors import ApplianceError, ConfigError, StoreError
-from appliance.local_versions import LocalVersions, Reading
+from appliance.hub_versions.assembly import HubVersions
+from appliance.hub_versions.contact import Contact
+from appliance.local_models import LocalModels
+from appliance.local_versions import LocalVersions
 from appliance.observe.metrics import Metrics
 from appliance.runtime.router import Router
 from appliance.runtime.standby import Standbys
 from appliance.store import Migration, Store
-from appliance.sync import outbox as outboxes
-from appliance.sync.enrolment import Renewal
-from appliance.sync.link import Link
-from appliance.sync.outbox import Outbox
+from appliance.sync import outbox, records, remembered
 
-PROGRESS_TICK_S = 0.25
 GOODBYE_S = 2.0  # for the last answers to reach their readers, once all requests have ended
 STORE_CLOSE_S = 10.0
 LOCK_FILE = "lock"
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+STATE_MIGRATIONS = (
+    *local_versions.MIGRATIONS,
+    *outbox.MIGRATIONS,
+    *remembered.MIGRATIONS,
+    *records.MIGRATIONS,
+)
 
 Progress = Callable[[str, float], None]
 
@@ -96,7 +99,8 @@ class Listener:
 
 def listeners(unix: str, grpc_tcp: str, rest_tcp: str) -> tuple[Listener, ...]:
     """Lay out the table: plane, address, services. An empty address is not listened on."""
-    grpc = ("appliance.v1.InferenceService", "appliance.v1.ModelService", "grpc.health.v1.Health")
+    ours = ("InferenceService", "ModelService", "DeploymentService")
+    grpc = (*(f"appliance.v1.{name}" for name in ours), "grpc.health.v1.Health")
     rows: tuple[tuple[Plane, str, tuple[str, ...]], ...] = (
         (Plane.INFERENCE, unix, grpc),
         (Plane.INFERENCE, grpc_tcp, grpc),
@@ -159,8 +163,6 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET", ""))
         self._operator = Client(id=f"uid:{os.geteuid()}", kind=ClientKind.LOCAL_SOCKET)
-        self._directory = Path.cwd()
-        self._reading: tuple[str, Reading] | None = None
 
     async def run(self) -> None:
         """Open the stores, serve, close the stores. Raises as `daemon.run`, perhaps in a group."""
@@ -168,7 +170,7 @@ class Daemon:
         settings = self._config.store
         async with (
             self._signals(),
-            self._store("state", (*local_versions.MIGRATIONS, *outboxes.MIGRATIONS)) as state,
+            self._store("state", STATE_MIGRATIONS) as state,
             self._store("events", audits.MIGRATIONS) as events,
         ):
             state_dir = Path(self._config.server.state_dir)
@@ -179,8 +181,7 @@ class Daemon:
             audit = Audit(events, settings, utc_ms)
             try:
                 metrics = self._metrics(audit, state=state, events=events)
-                async with self._hub_link(state):
-                    await self._serve(versions, audit, metrics)
+                await self._serve(versions, state, audit, metrics)
             finally:
                 await _flush(audit)
 
@@ -208,50 +209,18 @@ class Daemon:
             if not await asyncio.to_thread(store.close, STORE_CLOSE_S):
                 logs.event("store_not_closed", level=logging.ERROR, store=name)
 
-    @contextlib.asynccontextmanager
-    async def _hub_link(self, state: Store) -> AsyncIterator[None]:
-        """Keep in touch with the hub, if we are enrolled; serving never depends on it."""
-        settings = self._config.link
-        try:
-            device = await asyncio.to_thread(
-                DeviceIdentity.load, Path(self._config.server.state_dir)
-            )
-        except ConfigError as error:
-            logs.event("hub_identity_unusable", level=logging.ERROR, reason=error.message)
-            device = None
-        if device is None:
-            yield
-            return
-        rng = random.SystemRandom()
-        chores = [Renewal(device, settings, utc_ms=utc_ms, rng=rng).run()]
-        if settings.enabled:
-            link = Link(
-                device,
-                Outbox(state, settings.outbox_reports, utc_ms),
-                settings,
-                program=program_version(),
-                on_hint=lambda version: logs.event("hub_hint", timestamp_version=version),
-                rng=rng,
-            )
-            chores.append(link.run())
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(chore) for chore in chores]
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-
-    async def _serve(self, versions: LocalVersions, audit: Audit, metrics: Metrics) -> None:
+    async def _serve(
+        self, versions: LocalVersions, state: Store, audit: Audit, metrics: Metrics
+    ) -> None:
         config = self._config
-        workers = max(1, len(config.models))
+        is_hubs = await asyncio.to_thread(HubVersions.are_wanted, config)
         router = Router(
             config.engine,
             config.limits,
             metrics,
             scheduling=config.scheduling,
             hosting=config.hosting,
-            workers_planned=workers,
+            workers_planned=len(config.models) + is_hubs * config.versions.models_expected,
         )
         standbys = Standbys(router, config.hosting, metrics)
         keyring = Keyring(config.access, config.clients)
@@ -266,29 +235,45 @@ class Daemon:
         )
         streams = Streams(config.limits, metrics)
         adapters = AdapterService(router, versions, audit, metrics, config.server.adapter_dir)
+        models = LocalModels(config.models, versions, router, adapters, audit, self._operator)
+        contact = await Contact.find(state, config, program_version())
+        hubs = None
+        if is_hubs:
+            hubs = HubVersions(
+                config, state, audit, metrics, router, standbys, contact, program=program_version()
+            )
+        desk = DeploymentDesk(hubs, audit)
         async with asyncio.TaskGroup() as group:
             group.create_task(router.run())
             holding = group.create_task(standbys.run())
             group.create_task(streams.run())
             watchdog = group.create_task(self._notifier.keep_alive())
+            beside = [holding, watchdog]
+            beside += [group.create_task(one.run()) for one in (contact, hubs) if one is not None]
             try:
-                async with self._faces(service, streams, adapters):
+                async with self._faces(service, streams, adapters, desk):
                     audit.record(self._operator, Verb.SERVE, "*", "ok")
                     try:
-                        await self._until_asked(router, versions, adapters, audit)
+                        await self._until_asked(router, models, hubs)
+                        if hubs is not None:
+                            await hubs.stop()
                         await self._drain(router)
                     finally:
                         await router.close()
                 audit.record(self._operator, Verb.STOP, "*", "ok")
             finally:
                 streams.close()
-                holding.cancel()
-                watchdog.cancel()
+                for task in beside:
+                    task.cancel()
         logs.event("stopped")
 
     @contextlib.asynccontextmanager
     async def _faces(
-        self, service: Service, streams: Streams, adapters: AdapterService
+        self,
+        service: Service,
+        streams: Streams,
+        adapters: AdapterService,
+        deployments: DeploymentDesk,
     ) -> AsyncIterator[None]:
         """Listen on every address of the table; on leaving, stop after what is still to be told."""
         config = self._config
@@ -296,6 +281,7 @@ class Daemon:
             service,
             streams,
             adapters,
+            deployments,
             config.grpc,
             Path(config.server.runtime_dir),
             clock=monotonic_ms,
@@ -330,13 +316,13 @@ class Daemon:
     # --- between start and stop -----------------------------------------------------------------
 
     async def _until_asked(
-        self, router: Router, versions: LocalVersions, adapters: AdapterService, audit: Audit
+        self, router: Router, models: LocalModels, hubs: HubVersions | None
     ) -> None:
         """Load every model, then wait for a signal; one that comes earlier ends the loading."""
         self._notifier.tell("READY=1", "STATUS=loading")
         async with asyncio.TaskGroup() as group:
-            loading = group.create_task(self._load(router, versions, adapters, audit))
-            telling = group.create_task(self._tell_progress(router))
+            loading = group.create_task(_load(models, hubs))
+            telling = group.create_task(models.tell_progress(self._tell))
             stopping = group.create_task(self._stop.wait())
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             telling.cancel()
@@ -347,62 +333,6 @@ class Daemon:
                 logs.event("ready", models=labels)
             await self._stop.wait()
             loading.cancel()
-
-    async def _load(
-        self, router: Router, versions: LocalVersions, adapters: AdapterService, audit: Audit
-    ) -> None:
-        seen: dict[str, str] = {}
-        for model in self._config.models:
-            begun_ms = monotonic_ms()
-            path, version = await self._register(versions, model)
-            for key in (version.digest, version.model):
-                if key in seen:
-                    reason = f"{model.path} and {seen[key]} are both '{key}'; name them apart"
-                    raise ConfigError(key="models", reason=reason)
-                seen[key] = model.path
-            audit.record(self._operator, Verb.REGISTER_VERSION, version.label, "ok")
-            settings = await self._with_draft(versions, model, audit)
-            facts = await router.serve(version, path, settings)
-            for adapter in model.adapters:
-                await adapters.load(self._operator, version.label, adapter, base=self._directory)
-            logs.event(
-                "model_ready",
-                model=version.label,
-                digest=version.digest,
-                load_ms=round(monotonic_ms() - begun_ms, 1),
-                memory_kind=facts.memory_kind.value,
-                cache_layout=facts.cache_layout.value,
-                cache_layout_reason=facts.cache_layout_reason,
-            )
-
-    async def _register(
-        self, versions: LocalVersions, settings: Model
-    ) -> tuple[Path, ModelVersion]:
-        """Have a file signed; how much of it is read shows meanwhile. Raises as `register`."""
-        reading = Reading()
-        self._reading = (Path(settings.path).name, reading)
-        try:
-            return await versions.register(settings, reading)
-        finally:
-            self._reading = None
-
-    async def _with_draft(self, versions: LocalVersions, model: Model, audit: Audit) -> Model:
-        """Have the draft model of a model signed too, if it has one; return its place as well."""
-        if not model.draft:
-            return model
-        path, version = await self._register(versions, Model(path=model.draft))
-        audit.record(self._operator, Verb.REGISTER_VERSION, version.label, "ok")
-        return msgspec.structs.replace(model, draft=str(path))
-
-    async def _tell_progress(self, router: Router) -> None:
-        while True:
-            if self._reading is not None:
-                name, reading = self._reading
-                self._tell(f"reading {name}", reading.ratio)
-            for status in router.models():
-                if status.state is VersionState.LOADING:
-                    self._tell(f"loading {status.version.label}", status.loading_ratio)
-            await asyncio.sleep(PROGRESS_TICK_S)
 
     def _tell(self, what: str, ratio: float) -> None:
         self._progress(what, ratio)
@@ -473,6 +403,14 @@ def held_directory(key: str, path: Path) -> Iterator[None]:
         except OSError as error:
             raise InUse(f"{key}: {path} is in use by another appliance") from error
         yield
+
+
+async def _load(models: LocalModels, hubs: HubVersions | None) -> None:
+    """Load the operator's own files, then the versions of a hub: his have the names first."""
+    await models.load()
+    if hubs is not None:
+        hubs.begin()
+        await hubs.booted()
 
 
 async def _flush(audit: Audit) -> None:

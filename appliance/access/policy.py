@@ -49,6 +49,16 @@ class Verb(enum.Enum):
     UNLOAD_ADAPTER = "unload_adapter"  # model:adapter
     LOAD_SHELVED_ADAPTER = "load_shelved_adapter"  # model:adapter, of a file in server.adapter_dir
     UNLOAD_SHELVED_ADAPTER = "unload_shelved_adapter"  # model:adapter, loaded from there
+    READ_DEPLOYMENTS = "read_deployments"  # model, or "*": versions of a hub
+    ROLLBACK = "rollback"  # model
+    APPROVE = "approve"  # model: what is under way
+    CANCEL_DEPLOYMENT = "cancel_deployment"  # model: likewise
+    PIN_VERSION = "pin_version"  # model
+    HOLD_MODEL = "hold_model"  # model
+    FORGIVE_VERSION = "forgive_version"  # model
+    SYNC = "sync"  # "*": look for news
+    IMPORT = "import"  # path of a bundle on this machine
+    DRILL = "drill"  # model: rehearse the way back
     SERVE = "serve"  # "*": start the daemon
     STOP = "stop"  # "*": end the daemon
 

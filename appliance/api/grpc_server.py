@@ -18,14 +18,23 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from appliance.api.adapters import AdapterService
+from appliance.api.deployments import DeploymentDesk
 from appliance.api.generate import Service
-from appliance.api.grpc_handlers import InferenceServicer, ModelServicer, handlers_of
+from appliance.api.grpc_deployments import DeploymentServicer
+from appliance.api.grpc_handlers import (
+    Context,
+    InferenceServicer,
+    ModelServicer,
+    client_of,
+    handlers_of,
+)
 from appliance.api.grpc_health import Health
 from appliance.api.listen import claim_unix_path, loopback_address, shown
 from appliance.api.oip_handlers import OpenInferenceServicer
-from appliance.api.proto import inference_pb2, model_pb2, open_inference_pb2
+from appliance.api.proto import deployment_pb2, inference_pb2, model_pb2, open_inference_pb2
 from appliance.api.resume import Streams
 from appliance.config import Grpc
+from appliance.domain import Client
 from appliance.errors import ConfigError
 
 SOCKET_MODE = 0o660
@@ -33,6 +42,7 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 _MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
+_DEPLOYMENTS = deployment_pb2.DESCRIPTOR.services_by_name["DeploymentService"]
 _OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = cast("ServiceDescriptor", health_pb2.DESCRIPTOR.services_by_name["Health"])
 
@@ -45,25 +55,27 @@ class GrpcServer:
         service: Service,
         streams: Streams,
         adapters: AdapterService,
+        deployments: DeploymentDesk,
         settings: Grpc,
         runtime_dir: Path,
         *,
         clock: Callable[[], float],
         version: str = "0",
     ) -> None:
-        """Answer from `service` and `adapters`.
+        """Answer from `service`, `adapters` and `deployments`.
 
         `clock` is monotonic, in milliseconds; `version` is the program's own.
         """
         self._service = service
         self._streams = streams
         self._adapters = adapters
+        self._deployments = deployments
         self._settings = settings
         self._unix_path = runtime_dir / settings.unix_path
         self._clock = clock
         self._server: grpc.aio.Server | None = None
         self._version = version
-        names = tuple(one.full_name for one in (_INFERENCE, _MODELS, _OPEN_INFERENCE))
+        names = tuple(one.full_name for one in (_INFERENCE, _MODELS, _DEPLOYMENTS, _OPEN_INFERENCE))
         self._health = Health(names, service.statuses)
         self.tcp_address = ""
 
@@ -105,17 +117,24 @@ class GrpcServer:
             self._server = None
             self._unix_path.unlink(missing_ok=True)
 
+    def _deployment_servicer(self) -> DeploymentServicer:
+        def caller(context: Context) -> Client:
+            return client_of(self._service, context)
+
+        return DeploymentServicer(self._deployments, caller, self._clock)
+
     def _register(self, server: grpc.aio.Server) -> None:
         handlers = [
             handlers_of(_INFERENCE, InferenceServicer(self._service, self._streams, self._clock)),
             handlers_of(_MODELS, ModelServicer(self._service, self._adapters)),
+            handlers_of(_DEPLOYMENTS, self._deployment_servicer()),
             handlers_of(
                 _OPEN_INFERENCE, OpenInferenceServicer(self._service, self._clock, self._version)
             ),
             handlers_of(_HEALTH, self._health),
         ]
         if self._settings.reflection:
-            services = (_INFERENCE, _MODELS, _OPEN_INFERENCE, _HEALTH)
+            services = (_INFERENCE, _MODELS, _DEPLOYMENTS, _OPEN_INFERENCE, _HEALTH)
             names = [service.full_name for service in services]
             names += [reflection.SERVICE_NAME, REFLECTION_V1]
             handlers.append(_reflection_v1(names))

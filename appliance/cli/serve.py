@@ -2,7 +2,8 @@
 
 What this room does: options over the configuration file over the defaults; what a terminal sees of
 loading; the exit code.
-What it knows: without a model named anywhere, the embedded demo model is served.
+What it knows: without a model named anywhere, the embedded demo model is served, unless
+an operator said from whom versions are taken.
 What it never does: outlive the daemon it runs.
 """
 
@@ -22,6 +23,7 @@ from appliance import config as configuration
 from appliance import daemon, logs
 from appliance.cli import places
 from appliance.cli.exits import RETRY, SOFTWARE, CommandFailed
+from appliance.sync import anchor
 
 STEP_RATIO = 0.1  # a log line each time so much more is loaded
 
@@ -82,7 +84,7 @@ def _overrides(path: Path | None, options: dict[str, Any]) -> dict[str, object]:
     ]
     if models:
         given["models"] = models
-    elif path is None:
+    elif path is None and not anchor.place(Path(str(given["server.state_dir"]))).exists():
         given.setdefault("models", [{"path": str(places.demo_model())}])
     return given
 

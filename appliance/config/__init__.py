@@ -30,6 +30,7 @@ from appliance.config.tree import (
     Server,
     describe,
 )
+from appliance.config.versions import Versions
 
 __all__ = [
     "REPEATED",
@@ -54,6 +55,7 @@ __all__ = [
     "Section",
     "Server",
     "Store",
+    "Versions",
     "describe",
     "effective",
     "is_loopback",

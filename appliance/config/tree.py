@@ -27,6 +27,7 @@ from appliance.config.refresh import Refresh
 from appliance.config.scheduling import Scheduling
 from appliance.config.section import Section
 from appliance.config.store import Store
+from appliance.config.versions import Versions
 
 _DAY_S = 86_400.0
 _GIB = 1024**3
@@ -435,6 +436,7 @@ class Config(Section):
     hosting: Hosting = Hosting()
     limits: Limits = Limits()
     store: Store = Store()
+    versions: Versions = Versions()
     deployments: Deployments = Deployments()
     downloads: Downloads = Downloads()
     bandwidth: Annotated[tuple[Bandwidth, ...], Meta(max_length=64)] = ()
@@ -455,6 +457,7 @@ SECTIONS: dict[str, type[Section]] = {
     "hosting": Hosting,
     "limits": Limits,
     "store": Store,
+    "versions": Versions,
     "deployments": Deployments,
     "downloads": Downloads,
     "bandwidth": Bandwidth,

@@ -105,6 +105,17 @@ class Guard:
 # --- the template -------------------------------------------------------------------------------
 
 
+def try_template(source: str, output_chars_max: int) -> None:
+    """Render the shortest chat with a template. May never end: run it killable.
+
+    Raises:
+        InvalidRequest: it is no template, or refuses or fails on one word of a user.
+    """
+    chat = ChatPrompt(messages=(Message(role="user", content="Hello"),))
+    template = Template(source, bos="", eos="", output_chars_max=output_chars_max)
+    template.render(chat, Guard(()))
+
+
 class Template:
     """A compiled chat template."""
 

@@ -97,6 +97,16 @@ class TextProcess:
         assert isinstance(reply, wire.Prepared)
         return reply
 
+    async def try_template(self, source: str) -> None:
+        """Render a chat with a template that is not served.
+
+        Raises:
+            InvalidRequest: it is no template, or fails.
+            RequestUnsafe, WorkerLost, QueueFull: as `prepare`.
+        """
+        chars_max = self._limits.prompt_bytes
+        await self._call(wire.TryTemplate(ticket=0, source=source, output_chars_max=chars_max))
+
     async def detokenize(self, frame: wire.Detokenize) -> str:
         """Turn token ids into text. Raises as `prepare`."""
         reply = await self._call(frame)

@@ -36,7 +36,7 @@ from appliance.runtime import (
     tool_syntax,
     wire,
 )
-from appliance.runtime.chat import Guard, Template
+from appliance.runtime.chat import Guard, Template, try_template
 
 EXIT_ASKED = 0
 _READ_BYTES = 256 * 1024
@@ -310,7 +310,11 @@ class TextWorker:
             for frame in reader.feed(data):
                 assert isinstance(
                     frame,
-                    wire.OpenVocabulary | wire.CloseVocabulary | wire.Prepare | wire.Detokenize,
+                    wire.OpenVocabulary
+                    | wire.CloseVocabulary
+                    | wire.Prepare
+                    | wire.Detokenize
+                    | wire.TryTemplate,
                 )
                 self._send(self._answer(frame))
 
@@ -336,6 +340,9 @@ class TextWorker:
                 vocabulary = self._vocabularies.pop(frame.key, None)
                 if vocabulary is not None:
                     vocabulary.close()
+                return wire.Opened(ticket=frame.ticket)
+            if isinstance(frame, wire.TryTemplate):
+                try_template(frame.source, frame.output_chars_max)
                 return wire.Opened(ticket=frame.ticket)
             vocabulary = self._vocabularies.get(frame.key)
             if vocabulary is None:  # its file has gone since the last start of this process

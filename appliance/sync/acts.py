@@ -65,13 +65,18 @@ async def _nothing_laid_out(_: frozenset[Digest]) -> None:
     """Leave everything as it is."""
 
 
+async def _unseen(_: Offer) -> None:
+    """Look into nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
     """What deployments work with.
 
     hosted: lays a version out for its worker. let_go: takes away what was laid out of all versions
-    but these; raises SyncError. window: says why nothing may be activated now; empty:
-    it may. alert: tells a person. sleep: waits for so many seconds.
+    but these; raises SyncError. checked: looks into files that were fetched, before anything native
+    does; raises as `Blobs.fetch`. window: says why nothing may be activated now; empty: it may.
+    alert: tells a person. sleep: waits for so many seconds.
     """
 
     host: ModelHost
@@ -89,6 +94,7 @@ class Site:
     bars: Bars
     bounds: Bounds
     pace: Pace
+    checked: Callable[[Offer], Awaitable[None]] = _unseen
 
 
 class Acts:
@@ -141,6 +147,8 @@ class Acts:
         while True:
             try:
                 await self._site.blobs.fetch(files, self._progress)
+                self.waiting_for = "a look into its files"
+                await self._site.checked(self._offer(now))
             except (BlobCorrupt, DocumentRefused) as error:
                 return self.happened(Event.BLOB_REFUSED, str(error))
             except SyncError as error:

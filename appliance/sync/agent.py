@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -122,10 +122,15 @@ class Agent:
         """Look for news soon: the hub says there is some."""
         self._wanted.set()
 
-    async def look(self) -> None:
+    async def booted(self) -> None:
+        """Wait until what is written down is served, as far as it can be."""
+        await self._booted.wait()
+
+    async def look(self, learn: Callable[[], Awaitable[None]] | None = None) -> None:
         """Learn what is signed, and act on it; without news, act on what is known.
 
-        Waits for what is written down to be served first.
+        Waits for what is written down to be served first. learn: learns it from somewhere else than
+        the usual sources.
 
         Raises:
             SyncError: nothing could be learnt.
@@ -133,7 +138,7 @@ class Agent:
         await self._booted.wait()
         async with self._looking:
             try:
-                await self.trust.refresh()
+                await (learn or self.trust.refresh)()
                 self.news_fault = ""
             except (SyncError, StoreError) as error:
                 self.news_fault = str(error)

@@ -44,7 +44,7 @@ class Beliefs:
         self.sources: Sequence[MetadataSource] = ()
         self._trust = trust
         self._remembered = remembered
-        self._cohort = cohort
+        self.cohort = cohort
         self._models = models
         self._pinned = pinned
 
@@ -70,7 +70,7 @@ class Beliefs:
         models, pinned = self._models(), self._pinned()
         try:
             self.latest = await asyncio.to_thread(
-                self._trust.refresh, source, self._cohort, models, pinned
+                self._trust.refresh, source, self.cohort, models, pinned
             )
         except ApplianceError as error:
             self.fault = error
@@ -79,7 +79,7 @@ class Beliefs:
 
     def assignment(self) -> Assignment | None:
         """Read what this cohort should run. Raises StoreError."""
-        return self._remembered.assignment(self._cohort)
+        return self._remembered.assignment(self.cohort)
 
     def standing(self, model: str) -> Standing | None:
         """Read what is withdrawn of a model. Raises StoreError."""

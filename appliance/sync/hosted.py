@@ -24,7 +24,9 @@ _PREFIX = "sha256:"
 
 
 def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedVersion:
-    """Make the links of a version below `root` anew, and say what its worker loads. Blocks.
+    """Make the links of a version below `root`, and say what its worker loads. Blocks.
+
+    Links that are right already stay: a version can be served from a disk that is full.
 
     Raises:
         DiskFull, DiskRefused: they can't be made.
@@ -32,16 +34,9 @@ def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedV
     release = offer.release
     files = release.edition(release.quantisations[0])
     directory = root / offer.digest.removeprefix(_PREFIX)
-    fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
-    with disk(root):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(fresh)
-        fresh.mkdir(parents=True)
-        for file in files:
-            (fresh / file.name).symlink_to(path_of(file.blob.sha256))
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory)
-        fresh.rename(directory)
+    links = {file.name: path_of(file.blob.sha256) for file in files}
+    if _links(directory) != links:
+        _link(directory, links)
     version = ModelVersion(
         model=release.model,
         version=release.version,
@@ -77,3 +72,24 @@ def let_go(root: Path, kept: Collection[Digest]) -> None:
             for entry in root.iterdir():
                 if entry.name not in names:
                     shutil.rmtree(entry)
+
+
+def _links(directory: Path) -> dict[str, str]:
+    """Read the links of a directory; none where it can't be read, or holds anything else."""
+    try:
+        return {entry.name: str(entry.readlink()) for entry in directory.iterdir()}
+    except OSError:
+        return {}
+
+
+def _link(directory: Path, links: dict[str, str]) -> None:
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
+    with disk(directory.parent):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(fresh)
+        fresh.mkdir(parents=True)
+        for name, target in links.items():
+            (fresh / name).symlink_to(target)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+        fresh.rename(directory)

@@ -20,6 +20,7 @@ from appliance.access.audit import Audit
 from appliance.access.identity import Identity
 from appliance.access.keys import Keyring
 from appliance.api.adapters import AdapterService
+from appliance.api.deployments import DeploymentDesk
 from appliance.api.generate import Service
 from appliance.api.grpc_server import GrpcServer
 from appliance.api.rest_server import RestServer
@@ -206,7 +207,10 @@ class Stack:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         parts = (self.service, self.streams, self.adapters)
-        grpc = GrpcServer(*parts, self.grpc_settings, self._runtime_dir, clock=monotonic_ms)
+        self.deployments = DeploymentDesk(None, self._audit)
+        grpc = GrpcServer(
+            *parts, self.deployments, self.grpc_settings, self._runtime_dir, clock=monotonic_ms
+        )
         rest = RestServer(*parts, self.rest_settings, utc_ms=utc_ms)
         await grpc.start()
         stack.push_async_callback(grpc.stop, 1.0)

@@ -368,6 +368,7 @@ def test_reflection_lists_every_service(stack: Stack, service: str) -> None:
         return {entry.name for entry in response.list_services_response.service}
 
     assert on_channel(stack.grpc_target, work) == {
+        "appliance.v1.DeploymentService",
         "appliance.v1.InferenceService",
         "appliance.v1.ModelService",
         "grpc.health.v1.Health",
@@ -384,9 +385,8 @@ def test_the_socket_is_for_its_owner_and_group(stack: Stack) -> None:
 
 @pytest.mark.parametrize("tcp", ["0.0.0.0:9000", "192.168.1.1:9000", "example.org:1", "127.0.0.1"])
 def test_tcp_beyond_loopback_is_refused(stack: Stack, tmp_path: Path, tcp: str) -> None:
-    server = GrpcServer(
-        stack.service, stack.streams, stack.adapters, Grpc(tcp=tcp), tmp_path, clock=monotonic_ms
-    )
+    parts = (stack.service, stack.streams, stack.adapters, stack.deployments)
+    server = GrpcServer(*parts, Grpc(tcp=tcp), tmp_path, clock=monotonic_ms)
 
     async def start() -> None:
         try:
@@ -401,8 +401,7 @@ def test_tcp_beyond_loopback_is_refused(stack: Stack, tmp_path: Path, tcp: str) 
 
 def test_a_socket_somebody_answers_on_is_not_taken(stack: Stack) -> None:
     runtime_dir = Path(stack.grpc_target.removeprefix("unix:")).parent
-    server = GrpcServer(
-        stack.service, stack.streams, stack.adapters, Grpc(), runtime_dir, clock=monotonic_ms
-    )
+    parts = (stack.service, stack.streams, stack.adapters, stack.deployments)
+    server = GrpcServer(*parts, Grpc(), runtime_dir, clock=monotonic_ms)
     with pytest.raises(ConfigError, match="another process answers"):
         asyncio.run(server.start())

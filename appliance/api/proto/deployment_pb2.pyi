@@ -284,13 +284,13 @@ class SyncNowResponse(_message.Message):
     sync: SyncStatus
     def __init__(self, sync: _Optional[_Union[SyncStatus, _Mapping]] = ...) -> None: ...
 
-class ImportRequest(_message.Message):
+class ImportBundleRequest(_message.Message):
     __slots__ = ("path",)
     PATH_FIELD_NUMBER: _ClassVar[int]
     path: str
     def __init__(self, path: _Optional[str] = ...) -> None: ...
 
-class ImportResponse(_message.Message):
+class ImportBundleResponse(_message.Message):
     __slots__ = ("sync",)
     SYNC_FIELD_NUMBER: _ClassVar[int]
     sync: SyncStatus

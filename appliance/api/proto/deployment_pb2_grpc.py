@@ -93,10 +93,10 @@ class DeploymentServiceStub:
                 request_serializer=appliance_dot_v1_dot_deployment__pb2.SyncNowRequest.SerializeToString,
                 response_deserializer=appliance_dot_v1_dot_deployment__pb2.SyncNowResponse.FromString,
                 _registered_method=True)
-        self.Import = channel.unary_unary(
-                '/appliance.v1.DeploymentService/Import',
-                request_serializer=appliance_dot_v1_dot_deployment__pb2.ImportRequest.SerializeToString,
-                response_deserializer=appliance_dot_v1_dot_deployment__pb2.ImportResponse.FromString,
+        self.ImportBundle = channel.unary_unary(
+                '/appliance.v1.DeploymentService/ImportBundle',
+                request_serializer=appliance_dot_v1_dot_deployment__pb2.ImportBundleRequest.SerializeToString,
+                response_deserializer=appliance_dot_v1_dot_deployment__pb2.ImportBundleResponse.FromString,
                 _registered_method=True)
         self.Drill = channel.unary_unary(
                 '/appliance.v1.DeploymentService/Drill',
@@ -190,9 +190,10 @@ class DeploymentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Import(self, request, context):
-        """Takes in a bundle that lies on this machine. Returns when what it says is learnt; its files are
-        read while it is deployed, so it must stay where it is until then.
+    def ImportBundle(self, request, context):
+        """Takes in a bundle that lies on this machine: it is believed as a hub is, where it is signed.
+        Returns when the files of what applies are here too, so that the bundle may go; trying it out
+        goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,10 +264,10 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     request_deserializer=appliance_dot_v1_dot_deployment__pb2.SyncNowRequest.FromString,
                     response_serializer=appliance_dot_v1_dot_deployment__pb2.SyncNowResponse.SerializeToString,
             ),
-            'Import': grpc.unary_unary_rpc_method_handler(
-                    servicer.Import,
-                    request_deserializer=appliance_dot_v1_dot_deployment__pb2.ImportRequest.FromString,
-                    response_serializer=appliance_dot_v1_dot_deployment__pb2.ImportResponse.SerializeToString,
+            'ImportBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportBundle,
+                    request_deserializer=appliance_dot_v1_dot_deployment__pb2.ImportBundleRequest.FromString,
+                    response_serializer=appliance_dot_v1_dot_deployment__pb2.ImportBundleResponse.SerializeToString,
             ),
             'Drill': grpc.unary_unary_rpc_method_handler(
                     servicer.Drill,
@@ -585,7 +586,7 @@ class DeploymentService:
             _registered_method=True)
 
     @staticmethod
-    def Import(request,
+    def ImportBundle(request,
             target,
             options=(),
             channel_credentials=None,
@@ -598,9 +599,9 @@ class DeploymentService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/appliance.v1.DeploymentService/Import',
-            appliance_dot_v1_dot_deployment__pb2.ImportRequest.SerializeToString,
-            appliance_dot_v1_dot_deployment__pb2.ImportResponse.FromString,
+            '/appliance.v1.DeploymentService/ImportBundle',
+            appliance_dot_v1_dot_deployment__pb2.ImportBundleRequest.SerializeToString,
+            appliance_dot_v1_dot_deployment__pb2.ImportBundleResponse.FromString,
             options,
             channel_credentials,
             insecure,

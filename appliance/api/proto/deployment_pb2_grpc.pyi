@@ -16,5 +16,5 @@ class DeploymentServiceStub:
     Release: grpc.aio.UnaryUnaryMultiCallable[deployment_pb2.ReleaseRequest, deployment_pb2.ReleaseResponse]
     Forgive: grpc.aio.UnaryUnaryMultiCallable[deployment_pb2.ForgiveRequest, deployment_pb2.ForgiveResponse]
     SyncNow: grpc.aio.UnaryUnaryMultiCallable[deployment_pb2.SyncNowRequest, deployment_pb2.SyncNowResponse]
-    Import: grpc.aio.UnaryUnaryMultiCallable[deployment_pb2.ImportRequest, deployment_pb2.ImportResponse]
+    ImportBundle: grpc.aio.UnaryUnaryMultiCallable[deployment_pb2.ImportBundleRequest, deployment_pb2.ImportBundleResponse]
     Drill: grpc.aio.UnaryUnaryMultiCallable[deployment_pb2.DrillRequest, deployment_pb2.DrillResponse]

@@ -23,6 +23,7 @@ from appliance.runtime.wire.text import (
     Prepared,
     TextFailed,
     ToText,
+    TryTemplate,
 )
 from appliance.runtime.wire.worker import (
     Ack,
@@ -90,6 +91,7 @@ __all__ = [
     "TicketFailed",
     "ToText",
     "ToWorker",
+    "TryTemplate",
     "UnloadAdapter",
     "WireFault",
     "encode",

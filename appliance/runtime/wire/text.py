@@ -65,11 +65,19 @@ class Detokenize(Frame, tag="detokenize"):
     token_ids: tuple[int, ...]
 
 
-ToText: TypeAlias = OpenVocabulary | CloseVocabulary | Prepare | Detokenize
+class TryTemplate(Frame, tag="try_template"):
+    """Compile a chat template that belongs to no file yet, and render a chat with it."""
+
+    ticket: int
+    source: str
+    output_chars_max: int
+
+
+ToText: TypeAlias = OpenVocabulary | CloseVocabulary | Prepare | Detokenize | TryTemplate
 
 
 class Opened(Frame, tag="opened"):
-    """The answer to Open- and CloseVocabulary."""
+    """The answer to Open- and CloseVocabulary, and to a template that works."""
 
     ticket: int
 
