@@ -50,7 +50,7 @@ from appliance.sync.download import Fetcher
 from appliance.sync.fetcher import HttpMetadata, MetadataSource
 from appliance.sync.holding import Holding
 from appliance.sync.host import Offer
-from appliance.sync.hosted import laid_out
+from appliance.sync.hosted import laid_out, let_go
 from appliance.sync.http_blobs import HttpBlobs
 from appliance.sync.inbox import Inbox
 from appliance.sync.journal import POINTER_NAME, Journal
@@ -117,7 +117,6 @@ class HubVersions:
         self._fetcher = self._fetching(contact, BlobStore(state_dir))
         self._holding = Holding(self._store, self._fetcher, config.downloads)
         keeping = Keeping(self._holding, remembered, self._journal, config.downloads)
-        keeping.link_from(state_dir / LINKS_DIRECTORY)
         host = Host(
             router,
             standbys,
@@ -296,6 +295,7 @@ class HubVersions:
             blobs=keeping,
             book=self._journal,
             hosted=hosted,
+            let_go=lambda kept: in_thread(let_go, links, kept),
             offers=lambda digest: self._journal.memory.offers[digest],
             window=lambda: calendar.closed(utc_ms()),
             alert=_alert,

@@ -1,17 +1,14 @@
 """Hold the files that deployments ask for, and choose which former versions keep theirs.
 
 What this room does: what `sync.host.Blobs` asks, over `sync.holding`; former versions of each model
-stay as far as their number and free space allow; links to what has gone go too.
+stay as far as their number and free space allow.
 What it knows: a version that failed here is not worth its space.
 What it never does: let go of what a deployment names as its root.
 """
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 from appliance.config import Downloads
 from appliance.contract.release import BlobRef, Release, ReleaseFile
@@ -30,7 +27,7 @@ _PREFIX = "sha256:"
 
 
 class Keeping:
-    """The files of versions: satisfies `Blobs`. `journal` is set before anything is pruned."""
+    """The files of versions: satisfies `Blobs`."""
 
     def __init__(
         self, holding: Holding, remembered: Remembered, journal: Journal, settings: Downloads
@@ -40,11 +37,6 @@ class Keeping:
         self._remembered = remembered
         self._journal = journal
         self._settings = settings
-        self._links: Path | None = None
-
-    def link_from(self, links: Path) -> None:
-        """Name the directory in which versions are laid out."""
-        self._links = links
 
     async def fetch(self, files: tuple[ReleaseFile, ...], progress: Callable[[str], None]) -> None:
         """Make all files present and verified. Raises as `Holding.fetch`."""
@@ -65,8 +57,6 @@ class Keeping:
         kept = [one for one in former if (one.model, one.version) not in dropped]
         blobs = {blob.sha256 for one in kept for blob in one.blobs}
         await self._holding.prune(roots | blobs)
-        if self._links is not None:
-            await in_thread(_unlink_others, self._links, self._journal.memory.named())
 
     async def _former(self) -> list[Kept]:
         """List the versions that served here, the newest of each model first."""
@@ -101,12 +91,3 @@ class Keeping:
 def _blobs(release: Release) -> tuple[BlobRef, ...]:
     files = release.edition(release.quantisations[0])
     return tuple(blob for file in files for blob in (file.blob, file.chunk_map))
-
-
-def _unlink_others(links: Path, named: frozenset[Digest]) -> None:
-    """Remove the links of versions that nobody names; they can be made again."""
-    kept = {digest.removeprefix(_PREFIX) for digest in named}
-    with contextlib.suppress(OSError):
-        for entry in links.iterdir():
-            if entry.name not in kept:
-                shutil.rmtree(entry, ignore_errors=True)
