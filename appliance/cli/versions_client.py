@@ -210,7 +210,9 @@ class VersionsClient(Connection):
     async def take_in(self, path: str) -> SyncStatus:
         """Have the daemon take in a bundle of its machine."""
         with self._failures():
-            answer = await self._stub.Import(pb.ImportRequest(path=path), timeout=NEWS_TIMEOUT_S)
+            answer = await self._stub.ImportBundle(
+                pb.ImportBundleRequest(path=path), timeout=NEWS_TIMEOUT_S
+            )
         return value_of(answer.sync, SyncStatus)
 
     async def drill(self, model: str) -> Drill:
