@@ -16,6 +16,7 @@ from appliance.cli.lazy import lazy
 VERBS: dict[str, tuple[str, str, str]] = {
     "init": ("hub_keys", "init", "Found the repository: its root and its online keys."),
     "key": ("hub_keys", "key", "Make signing keys, and say who may sign what."),
+    "measure": ("hub_measure", "measure", "Measure an original for a health pack."),
     "publish": ("hub_publish", "publish", "Sign a version of a model."),
     "revoke": ("hub_publish", "revoke", "Withdraw a version for ever."),
     "assign": ("hub_director", "assign", "Say which version a cohort should run."),

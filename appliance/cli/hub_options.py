@@ -21,7 +21,7 @@ import msgspec
 
 from appliance import config as configuration
 from appliance.cli.exits import USAGE, CommandFailed
-from appliance.contract.release import Expectation, HealthPack, Strategy, Trial
+from appliance.contract.release import Expectation, HealthPack, Likely, Strategy, Trial
 from appliance.hub import key_files
 from appliance.hub.key_files import PublicKey
 from appliance.hub.online import KEYS_DIRECTORY, open_keys
@@ -33,6 +33,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _PARTS: dict[str, type[msgspec.Struct]] = {
     "prompts": Expectation,
+    "likely": Likely,
     "shadow": Trial,
     "step": Trial,
     "probation": Trial,

@@ -159,8 +159,12 @@ class Host:
 
     # --- asking and measuring ---
 
-    async def ask(self, digest: Digest, prompt: Expectation) -> Answer:
+    async def ask(
+        self, digest: Digest, prompt: Expectation, *, has_logprobs: bool = False
+    ) -> Answer:
         """Have a loaded version answer one prompt, greedily, whoever it serves.
+
+        The answer has log-probabilities if the prompt compares them, or `has_logprobs`.
 
         Raises:
             ApplianceError: it could not answer.
@@ -170,7 +174,7 @@ class Host:
             asked = ChatPrompt(messages=(Message(role="user", content=prompt.prompt),))
         served = self._served(digest)
         job = await self._job(served, asked, _CHECK, prompt.max_tokens)
-        if prompt.likely:
+        if prompt.likely or has_logprobs:
             job = msgspec.structs.replace(job, top_logprobs=TOP_LOGPROBS_MAX)
         text, tokens, first_ms, reason = "", 0, None, ""
         logprobs: list[TokenLogprob] = []

@@ -20,17 +20,18 @@ import click
 from benchmarks.bars import Bar, judge
 from benchmarks.harness import machine
 from benchmarks.report import Results, keep
-from benchmarks.versions import changed, download, rollback, survival
+from benchmarks.versions import changed, download, gate, rollback, survival
 from benchmarks.versions.bench import Bench
 
 SUITES: dict[str, Callable[[Bench], None]] = {
     download.SUITE: download.measure,
     changed.SUITE: changed.measure,
+    gate.SUITE: gate.measure,
     rollback.SUITE: rollback.measure_loaded,
     rollback.CACHED_SUITE: rollback.measure_cached,
     survival.KILLS: survival.measure_kills,
 }
-_PARTS = (download, changed, rollback, survival)
+_PARTS = (download, changed, gate, rollback, survival)
 BARS: tuple[Bar, ...] = tuple(bar for part in _PARTS for bar in part.BARS)
 _PEERS = "Peers: the tools that people use for it by hand, on the same server."
 

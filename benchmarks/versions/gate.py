@@ -1,0 +1,123 @@
+"""Hold damaged and genuine editions of a trained model against the gate that users are behind.
+
+What this room does: makes a health pack from the demo model's task and its original in F16, as a
+publisher does; publishes each edition with it; has each answer in a worker of its own; asks the
+appliance's checks.
+What it knows: the pack is made before any edition is looked at, with the usual bar.
+What it never does: tell the checks which edition is which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from gguf import LlamaFileType
+
+from appliance import gguf, originals
+from appliance.contract.release import Expectation, HealthPack
+from appliance.domain import Digest, Loaded
+from appliance.hub.publish import Intent
+from appliance.sync.health import check, drift_of, gate
+from benchmarks.bars import Bar
+from benchmarks.versions import damaged
+from benchmarks.versions.bench import Bench
+from benchmarks.versions.desk import Desk
+
+SUITE, OURS = "gate", "ours"
+MODEL = "demo"
+MODELS = Path(__file__).resolve().parents[2] / "appliance" / "models" / "demo"
+ORIGINAL, SERVED = MODELS / "demo-2.f16.gguf", MODELS / "demo-2.q8_0.gguf"
+PROMPTS = 32
+PASS_RATIO_MIN = 0.9
+_SEEDS = (1, 2, 3)
+_NOISE = 0.05
+_ONE, _OTHER = "blk.1.ffn_down.weight", "blk.3.ffn_down.weight"
+
+Make = Callable[[Path], None]
+
+
+def _noise(seed: int, share: float = _NOISE) -> Make:
+    return lambda target: damaged.with_noise(SERVED, target, share=share, seed=seed)
+
+
+def _quantised(kind: LlamaFileType) -> Make:
+    return lambda target: damaged.quantised(ORIGINAL, target, kind)
+
+
+REFUSED: dict[str, Make] = {
+    "two tensors exchanged": lambda target: damaged.with_exchange(SERVED, target, _ONE, _OTHER),
+    "the template of another family": lambda target: damaged.with_template(
+        SERVED, target, damaged.FOREIGN_TEMPLATE
+    ),
+    **{f"5 % noise, seed {seed}": _noise(seed) for seed in _SEEDS},
+}
+PASSED: dict[str, Make] = {
+    "Q8_0 of the same weights": _quantised(LlamaFileType.MOSTLY_Q8_0),
+    "Q6_K of the same weights": _quantised(LlamaFileType.MOSTLY_Q6_K),
+}
+# Measured and shown, held against no bar: how far is how much?
+SHOWN: dict[str, Make] = {
+    "Q5_K_M of the same weights": _quantised(LlamaFileType.MOSTLY_Q5_K_M),
+    "Q4_K_M of the same weights": _quantised(LlamaFileType.MOSTLY_Q4_K_M),
+    "Q4_0 of the same weights": _quantised(LlamaFileType.MOSTLY_Q4_0),
+    **{f"{share:.0%} noise": _noise(1, share) for share in (0.01, 0.02, 0.1)},
+    **{f"5 % noise, seed {seed}": _noise(seed) for seed in range(4, 9)},
+}
+
+BARS: tuple[Bar, ...] = (
+    *(
+        Bar(suite=SUITE, case=case, metric="refused", side=OURS, at_least=1.0, exact=True)
+        for case in REFUSED
+    ),
+    *(
+        Bar(suite=SUITE, case=case, metric="refused", side=OURS, at_most=0.0, exact=True)
+        for case in PASSED
+    ),
+)
+
+
+def measure(bench: Bench) -> None:
+    """Make the pack, then have each edition checked."""
+    pack = health_pack()
+    for number in bench.rounds(1):
+        desk = Desk(bench.scratch / f"gate-{number}", [MODEL])
+        editions = REFUSED | PASSED | ({} if bench.short else SHOWN)
+        for sequence, (case, make) in enumerate(editions.items(), start=1):
+            path = bench.scratch / "edition.gguf"
+            make(path)
+            found = _checked(desk, pack, str(sequence), path)
+            path.unlink()
+            bench.keep(SUITE, case, OURS, number, **found)
+
+
+def health_pack() -> HealthPack:
+    """Make a pack of chats that the model was never trained on, and measure the original on it."""
+    prompts = tuple(
+        Expectation(prompt=chat["messages"][0]["content"], equals=chat["expected"])
+        for chat in map(json.loads, (MODELS / "heldout.jsonl").read_text("utf-8").splitlines())
+        if len(chat["messages"]) == 1 and not chat["tools"]
+    )[:PROMPTS]
+    pack = HealthPack(prompts=prompts, pass_ratio_min=PASS_RATIO_MIN)
+    answers = asyncio.run(originals.answers_of(ORIGINAL, prompts))
+    return originals.measured(pack, answers, originals.DRIFT_USUAL)
+
+
+def _checked(desk: Desk, pack: HealthPack, version: str, path: Path) -> dict[str, float]:
+    release = desk.publish(Intent(model=MODEL, version=version, weights=(path,), health=pack))
+    answers = asyncio.run(originals.answers_of(path, release.health.prompts))
+    loaded = Loaded(
+        digest=Digest(f"sha256:{release.files[0].blob.sha256}"),
+        load_ms=0.0,
+        memory_bytes=0,
+        tokenizer_sha256=gguf.tokenizer_digest(path, gguf.read_head(path)),
+    )
+    said = gate(release.health, release.facts, loaded, answers, ())
+    right = [not check(*pair) for pair in zip(release.health.prompts, answers, strict=True)]
+    return {
+        "refused": float(not said.ok),
+        "drift_nats": drift_of(release.health, answers),
+        "right_percent": 100 * sum(right) / len(right),
+    }
