@@ -34,7 +34,8 @@ def with_noise(source: Path, target: Path, *, share: float, seed: int) -> None:
 
     def noisy(weights: NDArray[np.float32]) -> NDArray[np.float32]:
         noise = rng.standard_normal(weights.shape, dtype=np.float32)
-        return np.add(weights, noise * np.float32(weights.std() * share), dtype=np.float32)
+        found: NDArray[np.float32] = weights + noise * np.float32(weights.std() * share)
+        return found
 
     _rewritten(source, target, noisy)
 
