@@ -423,8 +423,7 @@ class Agent:
         if ended.state is State.ROLLED_BACK and ended.undo is not None:
             await self.site.host.stand_by(model, None)
         await self._clean()
-        if ended.undo is None:
-            await self.consider()
+        await self.consider()
 
     async def _clean(self) -> None:
         """Let go of what no version needs that is written down; nothing may be, on a new disk."""

@@ -99,6 +99,12 @@ class RunningProgram:
                 self._came.wait(min(left_s, 1.0))
         return found
 
+    @property
+    def lines(self) -> list[Line]:
+        """Read what was logged until now."""
+        with self._came:
+            return list(self._lines)
+
     def wait(self) -> int:
         """Wait for its end and return the exit code."""
         return self.process.wait(STOP_TIMEOUT_S)

@@ -1,0 +1,102 @@
+"""A signed version, from the hub to users and back: the real hub, daemon and requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from appliance.api.proto import deployment_pb2 as pb
+from tests.integration.fleet import (
+    COHORT,
+    DEMO_1,
+    DEMO_2,
+    MODEL,
+    STRAIGHT,
+    Desk,
+    Fleet,
+    Load,
+    state_of,
+    steps,
+)
+from tests.integration.hubs import until
+
+WHOLE_WAY = [
+    "fetching",
+    "staged",
+    "loading",
+    "checking",
+    "shadowing",
+    "shifting",
+    "probation",
+    "committed",
+]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+    fleet.publish("1", DEMO_1, STRAIGHT)
+    fleet.trust()
+    return fleet
+
+
+def test_a_version_from_a_hub_through_its_whole_life(fleet: Fleet) -> None:
+    with fleet.hub() as hub:
+        fleet.enrol(hub)
+        with fleet.daemon() as daemon:
+            desk = Desk(daemon)
+            daemon.ready()
+            until(lambda: desk.active() == "1")
+            with Load(daemon) as load:
+                until(lambda: f"{MODEL}@1" in load.versions)
+                fleet.publish("2", DEMO_2)
+                until(lambda: desk.active() == "2")
+                until(lambda: load.versions[-1] == f"{MODEL}@2")
+                assert steps(daemon.lines, "2") == WHOLE_WAY
+                assert daemon.logged("hub_hint")
+                assert desk.model().standby.version == "1"
+
+                async def back(stub: Desk.Stub) -> pb.RollbackResponse:
+                    return await stub.Rollback(pb.RollbackRequest(model=MODEL))
+
+                done = desk.call(back)
+                assert state_of(done.deployment) == "ROLLED_BACK"
+                assert done.is_durable
+                until(lambda: load.versions[-1] == f"{MODEL}@1")
+            assert load.failures == []
+            assert desk.active() == "1"
+            until(lambda: desk.model().refusal.code == "quarantined")
+        assert hub.stop() == 0
+    with fleet.daemon() as daemon:
+        daemon.ready()
+        assert Desk(daemon).active() == "1"
+        until(lambda: Desk(daemon).overview().sync.fault != "")
+        with Load(daemon, users=1) as load:
+            until(lambda: len(load.versions) > 1)
+        assert set(load.versions) == {f"{MODEL}@1"}
+        assert load.failures == []
+        assert daemon.process.poll() is None
+
+
+@pytest.mark.parametrize("is_tar", [True, False], ids=["tar", "directory"])
+def test_a_stick_brings_the_same(tmp_path: Path, *, is_tar: bool) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.publish("1", DEMO_1, STRAIGHT)
+    fleet.trust()
+    stick = tmp_path / ("stick.tar" if is_tar else "stick")
+    fleet.hub_run("export", "--cohort", COHORT, "--to", stick)
+    with fleet.daemon(**{"versions.cohort": COHORT}) as daemon:
+        daemon.ready()
+        desk = Desk(daemon)
+        assert desk.active() == ""
+
+        async def bring(stub: Desk.Stub) -> pb.ImportBundleResponse:
+            return await stub.ImportBundle(pb.ImportBundleRequest(path=str(stick)))
+
+        assert desk.call(bring).sync.learnt_utc_ms > 0
+        until(lambda: desk.active() == "1")
+        assert steps(daemon.lines, "1")[-1] == "committed"
+        with Load(daemon, users=1) as load:
+            until(lambda: len(load.versions) > 0)
+        assert load.failures == []
