@@ -52,8 +52,9 @@ def test_a_version_from_a_hub_through_its_whole_life(fleet: Fleet) -> None:
                 until(lambda: f"{MODEL}@1" in load.versions)
                 fleet.publish("2", DEMO_2)
                 until(lambda: desk.active() == "2")
-                until(lambda: load.versions[-1] == f"{MODEL}@2")
+                until(lambda: "committed" in steps(daemon.lines, "2"))
                 assert steps(daemon.lines, "2") == WHOLE_WAY
+                until(lambda: load.versions[-1] == f"{MODEL}@2")
                 assert daemon.logged("hub_hint")
                 assert desk.model().standby.version == "1"
 
@@ -96,7 +97,7 @@ def test_a_stick_brings_the_same(tmp_path: Path, *, is_tar: bool) -> None:
 
         assert desk.call(bring).sync.learnt_utc_ms > 0
         until(lambda: desk.active() == "1")
-        assert steps(daemon.lines, "1")[-1] == "committed"
+        until(lambda: steps(daemon.lines, "1")[-1:] == ["committed"])
         with Load(daemon, users=1) as load:
             until(lambda: len(load.versions) > 0)
         assert load.failures == []
