@@ -87,6 +87,9 @@ class Journal:
             await asyncio.to_thread(remove_unfinished, self._pointer)
         if not self.memory.serving:
             await self._recover()
+        else:  # the power may have gone between the two
+            held = await asyncio.to_thread(_read_bounded, self._pointer)
+            self._is_mirror_stale = held != self._mirrored()
         await self.settle()
         return self.memory
 
@@ -252,6 +255,15 @@ class Journal:
         """Write the mirror if it is behind; a full disk leaves the old one, to be tried again."""
         if not self._is_mirror_stale:
             return
+        data = self._mirrored()
+        try:
+            await asyncio.to_thread(write_durably, self._pointer, data, mode=_POINTER_MODE)
+        except OSError:
+            return
+        self._is_mirror_stale = False
+
+    def _mirrored(self) -> bytes:
+        """Say what the mirror should hold."""
         now = self.memory
         wanted = {d for one in now.serving.values() for d in (one.active, one.standby)}
         mirror = _Mirror(
@@ -260,12 +272,7 @@ class Journal:
             quarantine=dict(now.quarantine),
             wishes=dict(now.wishes),
         )
-        data = msgspec.json.encode(mirror)
-        try:
-            await asyncio.to_thread(write_durably, self._pointer, data, mode=_POINTER_MODE)
-        except OSError:
-            return
-        self._is_mirror_stale = False
+        return msgspec.json.encode(mirror)
 
     async def _recover(self) -> None:
         """Fill an empty file from the mirror, if there is one that can be read."""

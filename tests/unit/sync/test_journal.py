@@ -312,6 +312,22 @@ def test_a_lost_file_is_filled_again_from_the_mirror(tmp_path: Path, loss: str) 
     run(test)
 
 
+def test_a_mirror_that_fell_behind_is_written_again_at_the_start(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with opened(tmp_path) as journal:
+            await commit(journal, OLD)
+            behind = (tmp_path / POINTER_NAME).read_bytes()
+            await commit(journal, NEW, OLD)
+        (tmp_path / POINTER_NAME).write_bytes(behind)  # the power went before it was renamed
+        async with opened(tmp_path):
+            pass
+        lose(tmp_path, "gone")
+        async with opened(tmp_path) as journal:
+            assert journal.memory.serving["m"].active == NEW
+
+    run(test)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"serving": 3}'])
 def test_a_mirror_that_can_not_be_read_is_as_none(tmp_path: Path, content: bytes) -> None:
     async def test() -> None:
