@@ -46,7 +46,7 @@ class BlobStore:
     """The files under one directory."""
 
     def __init__(self, root: Path) -> None:
-        """Use `root`, made where it is not.
+        """Use `root`, made where it is not. Call while nothing is fetched into it.
 
         Raises:
             DiskFull, DiskRefused: it can't be made.
@@ -58,6 +58,7 @@ class BlobStore:
         with disk(root):
             for directory in (self._blobs, self._staging, self._trash):
                 make_directory(directory)
+            self._drop_second_names()
 
     def path_of(self, sha256: str) -> Path:
         """Name the place of a file, whether or not it is there.
@@ -178,6 +179,13 @@ class BlobStore:
         if hashlib.sha256(data).hexdigest() != reference.sha256:
             raise BlobCorrupt(digest=reference.sha256, reason="the chunk map is damaged")
         return decode(data)
+
+    def _drop_second_names(self) -> None:
+        """Delete what is unfinished of files that are here; a rename may end half done, as both."""
+        for part in self._staging.glob("*.part"):
+            if DIGEST.fullmatch(part.stem) and self.path_of(part.stem).exists():
+                part.unlink()
+                part.with_suffix(".map").unlink(missing_ok=True)
 
     def _is_needed(self, path: Path, roots: Collection[str]) -> bool:
         found = DIGEST.search(path.name)  # also in the name of a temporary file

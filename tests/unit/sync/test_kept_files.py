@@ -58,6 +58,20 @@ def test_a_store_keeps_what_is_named_and_no_more(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_file_that_a_power_cut_left_under_both_names_keeps_the_finished_one(
+    tmp_path: Path,
+) -> None:
+    store = BlobStore(tmp_path)
+    finished, part = store.path_of("c" * 64), tmp_path / "staging" / f"{'c' * 64}.part"
+    other = part.with_name(f"{'d' * 64}.part")
+    finished.parent.mkdir()
+    for path in (finished, part, part.with_suffix(".map"), other):
+        path.write_bytes(b"content")
+    BlobStore(tmp_path)
+    assert finished.exists()
+    assert [*(tmp_path / "staging").iterdir()] == [other]
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "/x", ""])
 def test_only_a_digest_becomes_a_path(name: str, tmp_path: Path) -> None:
     with pytest.raises(DocumentRefused):
