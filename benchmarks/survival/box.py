@@ -24,7 +24,7 @@ from appliance.config import Deployments, Downloads, Refresh
 from appliance.config import Store as StoreSettings
 from appliance.domain import Digest, HostedVersion
 from appliance.errors import DeploymentRefused, SyncError
-from appliance.store import Store
+from appliance.store import Store, sync_directory
 from appliance.sync import journal as journal_room
 from appliance.sync import remembered as remembered_room
 from appliance.sync.acts import Pace, Site
@@ -51,7 +51,7 @@ from benchmarks.survival.hub import COHORT, MODEL
 STATE, ACKNOWLEDGED = "state", "acknowledged"  # the two things in a box's directory
 DEADLINE_S = 60.0
 _WAIT_S = 20.0
-_PASSES = 0.0005  # seconds that a wait of any length takes
+_PASSES = 0.0005  # seconds
 
 Act: TypeAlias = Callable[..., Awaitable[Any]]
 Around: TypeAlias = Callable[[str, Act], Act]
@@ -59,7 +59,10 @@ Around: TypeAlias = Callable[[str, Act], Act]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What one run is asked to do. `goal`: see `_GOALS`. later_ms: how far its clock is ahead."""
+    """What one run is asked to do. `goal`: see `_GOALS`. later_ms: how far its clock is ahead.
+
+    passes_s: what a wait of any length takes.
+    """
 
     url: str
     bootstrap: bytes
@@ -67,6 +70,7 @@ class Plan:
     goal: str = "follow"
     boot_id: str = "boot"
     later_ms: int = 0
+    passes_s: float = _PASSES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,16 +83,17 @@ class Parts:
     fetcher: Fetcher
     store: Store
     beliefs: Beliefs
+    remembered: Remembered
     acknowledge: Callable[[dict[str, Any]], None]
     moment: Moment
-    seen_refused: bool = False
 
 
 class Moment:
     """A clock that waiting moves on."""
 
-    def __init__(self, later_ms: int) -> None:
+    def __init__(self, later_ms: int, passes_s: float) -> None:
         self.ahead_ms = float(later_ms)
+        self._passes_s = passes_s
 
     def utc_ms(self) -> int:
         """Tell the time of day."""
@@ -101,7 +106,7 @@ class Moment:
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
         self.ahead_ms += seconds * 1000
-        await asyncio.sleep(_PASSES)
+        await asyncio.sleep(self._passes_s)
 
 
 def untouched(name: str, act: Act) -> Act:
@@ -112,7 +117,11 @@ def untouched(name: str, act: Act) -> Act:
 
 def wired(directory: Path, plan: Plan, around: Around = untouched) -> Parts:
     """Build an appliance in `directory`."""
-    state, moment, host = directory / STATE, Moment(plan.later_ms), FileHost(plan.mood)
+    state, moment, host = (
+        directory / STATE,
+        Moment(plan.later_ms, plan.passes_s),
+        FileHost(plan.mood),
+    )
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     migrations = (*journal_room.MIGRATIONS, *remembered_room.MIGRATIONS)
     store = Store(state / "state.db", migrations, StoreSettings())
@@ -121,15 +130,7 @@ def wired(directory: Path, plan: Plan, around: Around = untouched) -> Parts:
     journal = Journal(store, state, history_max=100, boot_id=plan.boot_id)
     journal._write = around("save", journal._write)  # type: ignore[assignment,method-assign] # noqa: SLF001
     remembered = Remembered(store, store_wait_s=_WAIT_S)
-    trust = Trust(state / "tuf", plan.bootstrap, remembered, clock=moment.utc_ms, built_utc_ms=0)
-    beliefs = Beliefs(
-        trust,
-        remembered,
-        COHORT,
-        models=lambda: list(journal.memory.serving),
-        pinned=lambda: [one.removeprefix("sha256:") for one in journal.memory.named()],
-    )
-    beliefs.sources = (HttpMetadata(plan.url, Refresh(), tls=None),)
+    beliefs = _beliefs(state, plan, remembered, journal, moment)
     blobs = BlobStore(state)
     fetcher = Fetcher(
         blobs, [HttpBlobs("hub", plan.url, downloads)], downloads, Throttle(lambda: None)
@@ -175,9 +176,25 @@ def wired(directory: Path, plan: Plan, around: Around = untouched) -> Parts:
         fetcher=fetcher,
         store=store,
         beliefs=beliefs,
+        remembered=remembered,
         acknowledge=_Acknowledgements(directory / ACKNOWLEDGED),
         moment=moment,
     )
+
+
+def _beliefs(
+    state: Path, plan: Plan, remembered: Remembered, journal: Journal, moment: Moment
+) -> Beliefs:
+    trust = Trust(state / "tuf", plan.bootstrap, remembered, clock=moment.utc_ms, built_utc_ms=0)
+    beliefs = Beliefs(
+        trust,
+        remembered,
+        COHORT,
+        models=lambda: list(journal.memory.serving),
+        pinned=lambda: [one.removeprefix("sha256:") for one in journal.memory.named()],
+    )
+    beliefs.sources = (HttpMetadata(plan.url, Refresh(), tls=None),)
+    return beliefs
 
 
 def _wrap(owner: object, name: str, around: Around) -> None:
@@ -203,6 +220,7 @@ class _Acknowledgements:
         os.write(descriptor, json.dumps(one).encode() + b"\n")
         os.fsync(descriptor)
         os.close(descriptor)
+        sync_directory(self._path.parent)
 
 
 async def live(directory: Path, plan: Plan, around: Around = untouched) -> dict[str, Any]:
@@ -215,16 +233,22 @@ async def live(directory: Path, plan: Plan, around: Around = untouched) -> dict[
                 await parts.orders.sync_now("operator")
             await _GOALS[plan.goal](parts)
             await _rest(parts)
-            report = _report(parts)
+            report = report_of(parts)
             parts.agent.close()
     finally:
-        await parts.fetcher.close()
-        parts.host.close()
-        await asyncio.to_thread(parts.store.close, _WAIT_S)
+        await close(parts)
     return report
 
 
-def _report(parts: Parts) -> dict[str, Any]:
+async def close(parts: Parts) -> None:
+    """Take down what was wired, when its agent has ended."""
+    await parts.fetcher.close()
+    parts.host.close()
+    await asyncio.to_thread(parts.store.close, _WAIT_S)
+
+
+def report_of(parts: Parts) -> dict[str, Any]:
+    """Say who serves, and from which files."""
     outlook = parts.orders.outlook()
     return {
         "active": [one.active for one in outlook],

@@ -37,7 +37,7 @@ from appliance.contract.release import (
     Trial,
 )
 from appliance.hub.assigning import assign
-from appliance.hub.signing import Repository, RoleKeys, Validity
+from appliance.hub.signing import Repository, RoleKeys
 
 MODEL, COHORT, PUBLISHER = "demo", "shops", "acme"
 CHUNK_BYTES, CHUNKS = 65_536, 4
@@ -46,14 +46,15 @@ _TRIAL = Trial(samples_min=5, duration_s=3.0)
 WHOLE = Strategy(
     needs_approval=True, shadow=_TRIAL, step=_TRIAL, probation=_TRIAL, steps_percent=(50,)
 )
+QUICK = Strategy(shadow=_TRIAL, step=_TRIAL, probation=_TRIAL, steps_percent=(50,))
 ALONE = Strategy(probation=_TRIAL, stop_then_start=True)
 
 
 class Hub:
     """A repository with every key of it at hand. `digests`: of the files of each version."""
 
-    def __init__(self, directory: Path, *, days: int = 30) -> None:
-        """Found it, with both versions; nothing is assigned yet. Online roles hold for `days`."""
+    def __init__(self, directory: Path) -> None:
+        """Found it, with both versions; nothing is assigned yet."""
         self.repository = Repository(directory)
         self.digests: dict[str, list[str]] = {}
         self._directory = directory
@@ -62,8 +63,7 @@ class Hub:
         }
         now = utc_ms()
         keys = {role: self._keys(role) for role in _ROLES}
-        validity = Validity(snapshot=days, timestamp=days, director=days)
-        self.repository.found(keys, now_utc_ms=now, validity=validity)
+        self.repository.found(keys, now_utc_ms=now)
         self._settle("root", "targets", DIRECTOR_ROLE)
         role = publisher_role(PUBLISHER)
         self.repository.set_publisher(PUBLISHER, (MODEL,), self._keys(role), now_utc_ms=now)
@@ -76,23 +76,19 @@ class Hub:
         self._settle(role)
         self.bootstrap = self.repository.roots()[0]
 
-    def assign(self, version: str, strategy: Strategy | None = None) -> None:
-        """Let the cohort run a version."""
-        signers = self._online()
+    def assign(self, version: str, strategy: Strategy | None = None, *, later_ms: int = 0) -> None:
+        """Let the cohort run a version, from so much later on."""
+        signers, now_utc_ms = self._online(), utc_ms() + later_ms
         assign(
             self.repository,
             COHORT,
             MODEL,
             version,
             signers,
-            now_utc_ms=utc_ms(),
+            now_utc_ms=now_utc_ms,
             strategy=strategy,
         )
-        self.repository.settle(signers, now_utc_ms=utc_ms())
-
-    def sign_again(self, now_utc_ms: int) -> None:
-        """Sign again what the hub signs by itself, as it would at that time."""
-        self.repository.refresh(self._online(), now_utc_ms=now_utc_ms)
+        self.repository.refresh(signers, now_utc_ms=now_utc_ms)
 
     def copy(self, name: str) -> None:
         """Keep the repository as it is now in a folder beside it."""
@@ -175,10 +171,10 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(directory: Path) -> Iterator[str]:
-    """Serve a directory over HTTP on loopback, and give its address."""
+def serving(directory: Path, port: int = 0) -> Iterator[str]:
+    """Serve a directory over HTTP on loopback, and give its address. port: 0 is any."""
     handler = functools.partial(_Quiet, directory=str(directory))
-    with _Server(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", port), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

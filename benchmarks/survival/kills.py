@@ -20,13 +20,14 @@ import shutil
 import signal
 import sys
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.survival.box import STATE, Act
-from benchmarks.survival.forks import judged, left_processes, lived
-from benchmarks.survival.scenes import SCENES, Scene, copy_disk, plan_of, versions
+from benchmarks.survival.forks import lived
+from benchmarks.survival.judging import Judge
+from benchmarks.survival.scenes import copy_disk
 
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link"}
 _ACTS = ("before ", "after ")
@@ -84,30 +85,22 @@ class Points:
 class Cases:
     """The cases of one scene and one seed."""
 
-    world: Path
-    url: str
-    name: str
+    judge: Judge
     seed: int
-    faults: list[str] = field(default_factory=list)
     cases: int = 0
     kills: int = 0
     names: list[str] = field(default_factory=list)
-    states: set[str] = field(default_factory=set)
-
-    @property
-    def scene(self) -> Scene:
-        """Look the scene up."""
-        return SCENES[self.name]
 
     def run(self, acts_every: int, changes_every: int) -> None:
         """Run every so many points of the scene, from one that the seed chooses."""
-        place = self.world / f"{self.name}-{self.seed}"
-        copy_disk(self.world, self.url, self.scene.base, place)
-        listed = self.world / f"{self.name}-{self.seed}.names"
-        self._come_to_rest(place, f"{self.name}, not killed", later=1, names=listed)
+        place = self.judge.world / f"{self.judge.name}-{self.seed}"
+        copy_disk(self.judge.world, self.judge.url, self.judge.scene.base, place)
+        listed = self.judge.world / f"{self.judge.name}-{self.seed}.names"
+        code, said = self._life(place, 0, later=1, names=listed)
+        self.judge.rested(place, f"{self.judge.name}, not killed", code, said)
         self.names = listed.read_text().splitlines()
         shutil.rmtree(place)
-        draw = random.Random(f"{self.name} {self.seed}")
+        draw = random.Random(f"{self.judge.name} {self.seed}")
         numbered = list(enumerate(self.names, 1))
         acts = [number for number, name in numbered if name.startswith(_ACTS)]
         changes = [number for number, name in numbered if not name.startswith(_ACTS)]
@@ -116,34 +109,26 @@ class Cases:
                 self._case(place, point, draw)
 
     def _case(self, place: Path, point: int, draw: random.Random) -> None:
-        copy_disk(self.world, self.url, self.scene.base, place)
-        title = f"{self.name}, seed {self.seed}, point {point} ({self.names[point - 1]})"
+        copy_disk(self.judge.world, self.judge.url, self.judge.scene.base, place)
+        title = f"{self.judge.name}, seed {self.seed}, point {point} ({self.names[point - 1]})"
         self.cases += 1
         code, _ = self._life(place, point, later=1)
-        self._judge_killed(place, code, title)
+        self._note_kill(place, code, title)
         if self.seed:
             again = draw.randrange(1, len(self.names))
             title += f", again at {again}"
             code, _ = self._life(place, again, later=2)
-            self._judge_killed(place, code, title)
-        self._come_to_rest(place, title, later=3)
+            self._note_kill(place, code, title)
+        code, said = self._life(place, 0, later=3)
+        self.judge.rested(place, title, code, said)
         shutil.rmtree(place)
-
-    def _come_to_rest(
-        self, place: Path, title: str, *, later: int, names: Path | None = None
-    ) -> None:
-        code, said = self._life(place, 0, later=later, names=names)
-        if self.scene.mood.strands:  # the person that had to come has come, and starts it again
-            mended = replace(self.scene, mood=replace(self.scene.mood, strands=False))
-            code, said = lived(place, plan_of(mended, self.world, self.url, later=later + 1))
-        self._at_rest(place, title, code, said)
 
     def _life(
         self, place: Path, kill_at: int, *, later: int, names: Path | None = None
     ) -> tuple[int, dict[str, Any]]:
         points = Points(kill_at, place / STATE, names)
         boot_id = f"boot-{later}" if self.seed == REBOOTS else "boot"
-        plan = plan_of(self.scene, self.world, self.url, boot_id=boot_id, later=later)
+        plan = self.judge.plan(boot_id, later)
 
         def around(name: str, act: Act) -> Act:
             if name == "save":  # the first of all that is wrapped, so once, and in the fork
@@ -152,54 +137,20 @@ class Cases:
 
         return lived(place, plan, around)
 
-    def _judge_killed(self, place: Path, code: int, title: str) -> None:
-        """Judge what a kill has left: nothing may be lost, whatever lies around."""
-        if code != -signal.SIGKILL:
-            return
-        self.kills += 1
-        found = judged(place, settled=False)
-        self.states.update(found["under_way"])
-        active = {found["versions"].get(one, one) for one, _ in found["serving"].values()}
-        foreign = active - {"", *self.scene.ends} - ({"2"} if self.scene.base == "two" else set())
-        self._note(title, "as it was left", [*found["faults"], *left_processes(place)])
-        self._note(title, "as it was left", [f"version {one} is active" for one in foreign])
-
-    def _at_rest(self, place: Path, title: str, code: int, said: dict[str, Any]) -> None:
-        """Judge the disk when nothing is under way, and what is served."""
-        if code or not said:
-            log = (place / "log").read_text()[-1500:]
-            self._note(title, "started again", [f"ended with {code}: {log}"])
-            return
-        found = judged(place, settled=True)
-        self._note(title, "at rest", [*found["faults"], *left_processes(place)])
-        served = [one for one, files in versions(self.world).items() if files == said["serves"]]
-        if not {*(served or [""])} <= {*self.scene.ends}:
-            self._note(title, "at rest", [f"{served or said['serves']} is served"])
-        if [active for active, _ in found["serving"].values()] != said["active"]:
-            self._note(title, "at rest", [f"{found['serving']} on disk, {said['active']} served"])
-        if said["percent"]:
-            self._note(title, "at rest", [f"{said['percent']} percent are on trial still"])
-
-    def _note(self, title: str, when: str, faults: list[str]) -> None:
-        self.faults += [f"{title}, {when}: {fault}" for fault in faults]
+    def _note_kill(self, place: Path, code: int, title: str) -> None:
+        if code == -signal.SIGKILL:
+            self.kills += 1
+            self.judge.left(place, title)
 
 
-def main(world: Path, url: str, name: str, seed: int, acts: int, changes: int) -> None:
+def main(judge: Judge, seed: int, acts: int, changes: int) -> None:
     """Run the cases and print what came of them."""
-    cases = Cases(world, url, name, seed)
+    cases = Cases(judge, seed)
     cases.run(acts, changes)
-    print(
-        json.dumps(
-            {
-                "cases": cases.cases,
-                "kills": cases.kills,
-                "points": len(cases.names),
-                "states": sorted(cases.states),
-                "faults": cases.faults,
-            }
-        )
-    )
+    found = {"cases": cases.cases, "kills": cases.kills, "points": len(cases.names)}
+    print(json.dumps(found | {"states": sorted(judge.states), "faults": judge.faults}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+    where, address, scene, *numbers = sys.argv[1:]
+    main(Judge(Path(where), address, scene), *map(int, numbers))

@@ -30,6 +30,8 @@ SUITES: dict[str, Callable[[Bench], None]] = {
     rollback.SUITE: rollback.measure_loaded,
     rollback.CACHED_SUITE: rollback.measure_cached,
     survival.KILLS: survival.measure_kills,
+    survival.POWER: survival.measure_power,
+    survival.OUTAGE: survival.measure_outage,
 }
 _PARTS = (download, changed, gate, rollback, survival)
 BARS: tuple[Bar, ...] = tuple(bar for part in _PARTS for bar in part.BARS)

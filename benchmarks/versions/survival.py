@@ -1,9 +1,9 @@
-"""Count what is lost when an appliance is killed at any point of a deployment, or its power is cut.
+"""Count what is lost when an appliance is killed at any point, its power cut, its hub taken away.
 
 What this room does: runs the cases of `benchmarks.survival`, two programs at a time, and keeps
 their counts; what was found wrong goes to the notes.
-What it knows: a short run takes some points of some scenes, a whole one each point about an act and
-each transaction in three seeds, and a part of the changes of the disk; power is cut before each.
+What it knows: a short run takes some points of some scenes. A whole one takes each point about an
+act and each transaction in three seeds, and some changes of the disk; it cuts the power after each.
 What it never does: judge a disk; the oracle does.
 """
 
@@ -17,13 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.bars import Bar
-from benchmarks.survival import hub, scenes
+from benchmarks.survival import hub, outage, power, scenes
+from benchmarks.survival.replay import LOSSES
 from benchmarks.versions.bench import Bench
 
-KILLS, OURS, CASE = "kills", "ours", "every state, before and after every act"
+KILLS, POWER, OUTAGE, OURS = "kills", "power", "outage", "ours"
+CASE = "every state, before and after every act"
+POWER_CASE = "after every thing done to the disk"
+OUTAGE_CASE = f"{outage.DAYS} days without a hub"
 SEEDS = 3
 _CHANGES_EVERY = 6
 _SHORT_SCENES = ("whole", "bad")
+_CUT_SCENES = ("first", "whole", "back", "bad")
+_CUTS_EVERY_SHORT, _DAYS_SHORT = 90, 9
 _AT_ONCE = 2
 _DEADLINE_S = 1800.0
 _SHOWN = 20
@@ -31,6 +37,12 @@ _SHOWN = 20
 BARS: tuple[Bar, ...] = (
     Bar(suite=KILLS, case=CASE, metric="faults", side=OURS, at_most=0.0, exact=True),
     Bar(suite=KILLS, case=CASE, metric="states_missed", side=OURS, at_most=0.0, exact=True),
+    Bar(suite=POWER, case=POWER_CASE, metric="faults", side=OURS, at_most=0.0, exact=True),
+    Bar(
+        suite=OUTAGE, case=OUTAGE_CASE, metric="days_not_served", side=OURS, at_most=0.0, exact=True
+    ),
+    Bar(suite=OUTAGE, case=OUTAGE_CASE, metric="faults", side=OURS, at_most=0.0, exact=True),
+    Bar(suite=OUTAGE, case=OUTAGE_CASE, metric="caught_up", side=OURS, at_least=1.0, exact=True),
 )
 _STATES = {
     "planned",
@@ -72,6 +84,53 @@ def measure_kills(bench: Bench) -> None:
         states_missed=0.0 if bench.short else float(len(_STATES - states)),
         cases=float(sum(one["cases"] for one in found)),
         kills=float(sum(one["kills"] for one in found)),
+    )
+
+
+def measure_power(bench: Bench) -> None:
+    """Cut its power, with each kind of loss."""
+    world = bench.scratch / "power"
+    world.mkdir()
+    scenes.build(world)
+    shim = str(power.build(world))
+    names = _SHORT_SCENES[:1] if bench.short else _CUT_SCENES
+    every = str(_CUTS_EVERY_SHORT if bench.short else 1)
+    with hub.serving(world) as url:
+        for disk in scenes.MADE:
+            scenes.make_disk(world, url, disk)
+        commands = [
+            ["benchmarks.survival.power", str(world), url, name, loss, every, shim]
+            for name in names
+            for loss in LOSSES
+        ]
+        found = _told(bench, POWER, commands)
+    bench.keep(
+        POWER,
+        POWER_CASE,
+        OURS,
+        0,
+        faults=_counted(bench, POWER, found),
+        moments=float(sum(one["moments"] for one in found)),
+        disks=float(sum(one["disks"] for one in found)),
+    )
+
+
+def measure_outage(bench: Bench) -> None:
+    """Take its hub away."""
+    days = _DAYS_SHORT if bench.short else outage.DAYS
+    lived = outage.suffer(bench.scratch / "outage", days)
+    bench.commands[OUTAGE] = [sys.executable, "-m", "benchmarks.survival.months"]
+    bench.keep(
+        OUTAGE,
+        OUTAGE_CASE,
+        OURS,
+        0,
+        days_not_served=float(lived.not_served),
+        faults=_counted(bench, OUTAGE, [{"faults": lived.faults}]),
+        caught_up=float(lived.caught_up),
+        days=float(lived.days),
+        days_stale=float(lived.stale_days),
+        restarts=float(lived.restarts),
     )
 
 
