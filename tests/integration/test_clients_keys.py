@@ -58,9 +58,9 @@ def _jobs(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     seen: list[Job] = []
     admit = stack.router.admit
 
-    def noting(version: ModelVersion, job: Job) -> Ticket:
+    def noting(version: ModelVersion, job: Job, *, again: bool = False) -> Ticket:
         seen.append(job)
-        return admit(version, job)
+        return admit(version, job, again=again)
 
     monkeypatch.setattr(stack.router, "admit", noting)
     return seen

@@ -46,20 +46,25 @@ def test_space_is_taken_for_all_files_before_the_first_byte(tmp_path: Path) -> N
     one, files = a_file(DATA)
     other, more = a_file(DATA[::-1])
     server = Server(files | more)
-    free = BlobStore(tmp_path).free_bytes()
-    settings = msgspec.structs.replace(QUICK, free_bytes_min=free - len(DATA) * 3 // 2)
 
-    async def run() -> None:
+    async def refused() -> DiskFull:
+        free = BlobStore(tmp_path).free_bytes()
+        settings = msgspec.structs.replace(QUICK, free_bytes_min=free - len(DATA) * 3 // 2)
         async with (
             server.running(),
             fetching(tmp_path, server, settings=settings) as (fetcher, store),
         ):
             with pytest.raises(DiskFull) as error:
                 await fetcher.fetch_now([one, other])
-            assert 0 < error.value.free_bytes < error.value.needed_bytes <= len(DATA)
             assert not store.has(one.blob)
+        return error.value
 
-    asyncio.run(run())
+    # Others write to this disk too: one of a few looks at it sees what was left a moment before.
+    for _ in range(5):
+        error = asyncio.run(refused())
+        if error.free_bytes:
+            break
+    assert 0 < error.free_bytes < error.needed_bytes <= len(DATA)
     assert _sent(server, one) == _sent(server, other) == 0
 
 
