@@ -11,14 +11,15 @@ What it never does: load a file, or read a weight.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from appliance import gguf
+from appliance import gguf, logs
 from appliance.config import Config
 from appliance.contract.release import FileRole, ReleaseFile
-from appliance.errors import BlobCorrupt, InvalidRequest, RequestUnsafe
+from appliance.errors import BlobCorrupt, InvalidRequest, RequestUnsafe, WorkerLost
 from appliance.gguf import GgufFault, GgufHead
 from appliance.runtime.served import Observer
 from appliance.runtime.text_process import TextProcess
@@ -83,18 +84,21 @@ class Checks:
             ) from fault
 
     async def _try_template(self, template: str, sha256: str) -> None:
-        process = TextProcess(self._engine, self._limits, self._observer)
+        process, reason = TextProcess(self._engine, self._limits, self._observer), ""
         async with asyncio.TaskGroup() as group:
             running = group.create_task(process.run())
             try:
                 await process.try_template(template)
             except InvalidRequest as error:
-                raise BlobCorrupt(digest=sha256, reason=error.reason) from error
-            except RequestUnsafe as error:
+                reason = error.reason
+            except RequestUnsafe:
                 reason = "its chat template does not end, or takes too much memory"
-                raise BlobCorrupt(digest=sha256, reason=reason) from error
+            except WorkerLost as error:  # it can't be started: that says nothing of the file
+                logs.event("template_not_tried", level=logging.WARNING, reason=str(error))
             finally:
                 running.cancel()
+        if reason:
+            raise BlobCorrupt(digest=sha256, reason=reason)
 
 
 def _weights(files: Sequence[ReleaseFile]) -> list[ReleaseFile]:
