@@ -9,7 +9,7 @@ NEEDS_NODE = command -v npm >/dev/null || \
 
 .PHONY: demo test check test-clients docs figures-first figures-engine figures-versions soak lock clean ready ready-dev
 
-demo: ready ## start the demo model, talk to it over gRPC, stop
+demo: ready ## talk to the demo model, then see versions of it taken, caught and gone back from
 	$(BIN)/appliance demo
 
 test: ready-dev check ## the style gates and every test that needs only this machine and PyPI

@@ -2,6 +2,7 @@
 
 What this room does: a real daemon in a process and a directory of its own; eight requests over
 gRPC at the same time, as any client would send them; the answers as they stream; what was measured.
+Then the story of versions, which `demo_versions` tells.
 What it knows: the demo model does small tasks in English and Chinese.
 What it never does: reach into the daemon, or leave anything running or lying about.
 """
@@ -10,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -24,18 +23,17 @@ from rich.table import Table
 from rich.text import Text
 
 from appliance import domain
-from appliance.cli import places, show
+from appliance.cli import demo_versions, places, show
 from appliance.cli.client import Client
-from appliance.cli.exits import SOFTWARE, CommandFailed
+from appliance.cli.demo_stage import Stage
+from appliance.cli.exits import CommandFailed
 from appliance.clock import monotonic_ms
 from appliance.domain import ChatPrompt, GenerateRequest, Message, SamplingOptions, StopOptions
 
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 120.0
 POLL_S = 0.1
 ANSWER_TOKENS_MAX = 96
-LOG_TAIL_LINES = 20
 
 _WEATHER = domain.Tool(
     name="get_weather",
@@ -81,75 +79,54 @@ class Row(msgspec.Struct, kw_only=True):
 
 @click.command()
 def demo() -> None:
-    """Start a daemon on the embedded demo model, ask it eight things at once, and stop it."""
+    """Start a daemon on the embedded demo model and ask it eight things at once.
+
+    Then found a hub, publish three versions of the model, one of them damaged, and see an appliance
+    take, refuse and leave them while users ask. Nothing is left behind.
+    """
     console = Console(highlight=False)
-    begun_ms = monotonic_ms()
     with tempfile.TemporaryDirectory(prefix="appliance-demo-") as scratch:
-        asyncio.run(_demo(console, Path(scratch), begun_ms))
+        asyncio.run(_demo(Stage(console, Path(scratch))))
 
 
-async def _demo(console: Console, scratch: Path, begun_ms: float) -> None:
+async def _demo(stage: Stage) -> None:
+    await _talk(stage)
+    await demo_versions.tell(stage)
+
+
+async def _talk(stage: Stage) -> None:
+    """Ask the demo model eight things at once."""
+    console, begun_ms = stage.console, monotonic_ms()
     console.print("Starting the appliance on its demo model …")
-    async with _daemon(scratch) as process:
-        address = places.socket_address(scratch / "run")
-        async with Client(address) as client:
-            label, size = await _ready(client, process, scratch)
-            took_s = (monotonic_ms() - begun_ms) / 1000
-            console.print(f"{label} ({size}) is ready after {took_s:.1f} s.")
-            console.print(f"Asking it {len(ASKED)} things at once, over gRPC:\n")
-            rows = [Row(task=task, prompt=prompt, tools=tools) for task, prompt, tools in ASKED]
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await _ask(console, client, rows)
-            console.print(_totals(rows))
-        process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            code = await process.wait()
-        if code != 0:
-            raise CommandFailed(f"the daemon ended with {code}: {_tail(scratch)}", SOFTWARE)
-        console.print("The appliance drained and stopped cleanly.")
-
-
-@contextlib.asynccontextmanager
-async def _daemon(scratch: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `appliance serve` in `scratch`; whatever happens, it is gone afterwards."""
-    program = [] if getattr(sys, "frozen", False) else ["-m", "appliance"]
-    places_of = ["--state-dir", str(scratch / "state"), "--runtime-dir", str(scratch / "run")]
-    with (scratch / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *program,
-            *("serve", "--rest", "", *places_of),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    places_of = ("--state-dir", "talk/state", "--runtime-dir", "talk/run")
+    address = places.socket_address(stage.place / "talk" / "run")
+    async with (
+        stage.running("talk", "serve", "--rest", "", *places_of) as process,
+        Client(address) as client,
+    ):
+        label, size = await _ready(client, process, stage)
+        took_s = (monotonic_ms() - begun_ms) / 1000
+        console.print(f"{label} ({size}) is ready after {took_s:.1f} s.")
+        console.print(f"Asking it {len(ASKED)} things at once, over gRPC:\n")
+        rows = [Row(task=task, prompt=prompt, tools=tools) for task, prompt, tools in ASKED]
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            await _ask(console, client, rows)
+        console.print(_totals(rows))
+    console.print("The appliance drained and stopped cleanly.\n")
 
 
 async def _ready(
-    client: Client, process: asyncio.subprocess.Process, scratch: Path
+    client: Client, process: asyncio.subprocess.Process, stage: Stage
 ) -> tuple[str, str]:
     """Wait until the model answers; return its label and size."""
     async with asyncio.timeout(START_TIMEOUT_S):
         while True:
-            if process.returncode is not None:
-                reason = f"the daemon ended with {process.returncode}: {_tail(scratch)}"
-                raise CommandFailed(reason, SOFTWARE)
+            stage.check_runs("talk", process)
             with contextlib.suppress(CommandFailed):
                 for model in await client.models():
                     if model.state == "ready" and model.facts is not None:
                         return model.label, show.size(model.facts.size_bytes)
             await asyncio.sleep(POLL_S)
-
-
-def _tail(scratch: Path) -> str:
-    lines = (scratch / "log").read_text("utf-8", "replace").splitlines()
-    return " | ".join(lines[-LOG_TAIL_LINES:]) or "it logged nothing"
 
 
 async def _ask(console: Console, client: Client, rows: list[Row]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import click
 from rich.console import Console, Group
@@ -38,7 +38,7 @@ _Found = tuple[Deployment, ...]
     "--wait",
     "wait_s",
     type=click.FloatRange(0, WAIT_S_MAX),
-    help="Show them until none is under way, for so many seconds at most.",
+    help="Show them until none moves by itself any more, for so many seconds at most.",
 )
 @daemon_options
 def deployments(
@@ -46,21 +46,23 @@ def deployments(
 ) -> None:
     """Show the newest deployments, of MODEL or of all models.
 
-    Exits with 75 if --wait's time is over and one is still under way.
+    With --wait, one that waits for 'appliance approve' moves no more; exits with 75 if the time is
+    over and another is still under way.
     """
     limit_s = None if watch else wait_s or 0.0
-    shown = asyncio.run(_show(where, model, count, limit_s, as_json=as_json))
-    under_way = [one.label for one in shown if not one.has_ended]
-    if wait_s is not None and not watch and under_way:
-        raise CommandFailed(f"after {wait_s:g} s still under way: {', '.join(under_way)}", RETRY)
+    moving = asyncio.run(_show(where, model, count, limit_s, as_json=as_json))
+    if wait_s is not None and not watch and moving:
+        raise CommandFailed(f"after {wait_s:g} s still under way: {', '.join(moving)}", RETRY)
 
 
 async def _show(
     address: str, model: str, count: int, limit_s: float | None, *, as_json: bool
-) -> _Found:
-    """Show what is found until `limit_s` is over or all have ended; None: for ever."""
+) -> tuple[str, ...]:
+    """Show what is found until `limit_s` is over or nothing moves; None: for ever.
+
+    Returns what moves by itself then.
+    """
     console = show.console()
-    found: _Found = ()
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(VersionsClient(address))
         shown: Callable[[_Found], None] = _Lines(console).show
@@ -71,27 +73,25 @@ async def _show(
         elif console.is_terminal:
             live = stack.enter_context(Live(console=console, auto_refresh=False))
             shown = _pictures(functools.partial(live.update, refresh=True))
+        begun_ms = monotonic_ms()
         before: _Found | None = None
-        async for found in _readings(client, model, count, limit_s):
+        while True:
+            moving = await _moving(client, model)
+            found = await client.deployments(model, count)
             if found != before or console.is_terminal:
                 shown(found)
             before = found
-    return found
+            past_s = (monotonic_ms() - begun_ms) / 1000
+            if limit_s is not None and (not moving or past_s >= limit_s):
+                return moving
+            await asyncio.sleep(POLL_S)
 
 
-async def _readings(
-    client: VersionsClient, model: str, count: int, limit_s: float | None
-) -> AsyncIterator[_Found]:
-    begun_ms = monotonic_ms()
-    while True:
-        found = await client.deployments(model, count)
-        yield found
-        has_ended = all(one.has_ended for one in found)
-        if limit_s is not None:
-            left_s = limit_s - (monotonic_ms() - begun_ms) / 1000
-            if has_ended or left_s <= 0:
-                return
-        await asyncio.sleep(POLL_S)
+async def _moving(client: VersionsClient, model: str) -> tuple[str, ...]:
+    """Name what is under way and waits for nobody; what has just ended is, until it is settled."""
+    overview = await client.overview()
+    live = [one.deployment for one in overview.models if model in ("", one.model)]
+    return tuple(one.label for one in live if one and one.state != "awaiting_approval")
 
 
 def _pictures(draw: Callable[[Group], None]) -> Callable[[_Found], None]:

@@ -45,7 +45,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "enrol": ("enrol", "enrol", "Enrol this appliance with a hub."),
     "trust": ("trust", "trust", "Install the root by which versions are checked."),
     "hub": ("hub", "hub", "Be a hub: publish versions, serve them, know the appliances."),
-    "demo": ("demo", "demo", "Start the demo model, ask it a few things, stop."),
+    "demo": ("demo", "demo", "Show it all: a model asked, versions taken, caught, left."),
     "completion": ("completion", "completion", "Print the shell's completion script."),
     "engine-facts": ("engine_facts", "engine_facts", ""),
 }

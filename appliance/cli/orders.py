@@ -155,8 +155,8 @@ def now(*, where: str, as_json: bool) -> None:
 def take_in(*, path: Path, where: str, as_json: bool) -> None:
     """Take in the bundle at PATH, a directory or a tar that 'appliance hub export' wrote.
 
-    It is believed as far as it is signed, as if it came from the hub. It must stay where it is
-    until its deployments have ended.
+    It is believed as far as it is signed, as if it came from the hub. When this returns, the files
+    of what applies are here, so that the bundle may go; trying it goes on.
     """
     bundle = str(path.absolute())
     _show_news(_told(where, lambda client: client.take_in(bundle)), as_json=as_json)

@@ -18,7 +18,7 @@ from appliance.config import Grpc
 
 SYSTEM_STATE_DIR = Path("/var/lib/appliance")
 SYSTEM_RUNTIME_DIR = Path("/run/appliance")
-DEMO_MODEL_FILE = "demo-2.q8_0.gguf"
+DEMO_VERSION = "2"
 
 
 def state_dir() -> Path:
@@ -52,18 +52,24 @@ def client_address() -> str:
     return socket_address(runtime_dir())
 
 
-def embedded_file() -> Path:
-    """Name where the demo model that comes with the program is."""
-    return Path(str(resources.files("appliance"))) / "models" / "demo" / DEMO_MODEL_FILE
+def embedded_file(version: str = DEMO_VERSION) -> Path:
+    """Name where a version of the demo model that comes with the program is."""
+    directory = Path(str(resources.files("appliance"))) / "models" / "demo"
+    return directory / f"demo-{version}.q8_0.gguf"
 
 
 def demo_model() -> Path:
-    """Find the demo model that comes with the program.
+    """Find the demo model that comes with the program. Raises as `demo_version`."""
+    return demo_version(DEMO_VERSION)
+
+
+def demo_version(version: str) -> Path:
+    """Find one version of the demo model: 1, 2 or the damaged 3.
 
     Raises:
         CommandFailed: it is not there.
     """
-    path = embedded_file()
+    path = embedded_file(version)
     if not path.is_file():
         raise CommandFailed(f"{path}: the embedded demo model is not installed", CONFIG)
     return path

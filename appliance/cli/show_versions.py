@@ -112,7 +112,7 @@ def outlook_lines(outlook: Outlook) -> Iterator[str]:
     if outlook.is_held:
         parts.append("held")
     yield show.printable(f"{outlook.model}: {', '.join(parts)}")
-    if outlook.deployment is not None:
+    if outlook.deployment is not None and not outlook.deployment.has_ended:
         yield f"  under way: {line_of(outlook.deployment)}"
     refusal = outlook.refusal
     if refusal is not None and refusal.code != "active":

@@ -1,53 +1,58 @@
 """Show what a daemon serves now.
 
-What this room does: one row per loaded version, or the same as JSON.
-What it knows: what `ModelService` tells.
+What this room does: one row per loaded version, how each standby is held, when something was last
+learnt from the hub and what it refused; or the same as JSON.
+What it knows: what `ModelService` and `DeploymentService` tell.
 What it never does: judge, or change anything.
 """
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Iterator
 
 import click
-import msgspec
 from rich.table import Table
 
-from appliance.cli import show
-from appliance.cli.client import Client, HeldStandby, ServedModel
-from appliance.cli.options import address_of, address_option
+from appliance.cli import show, show_versions
+from appliance.cli.client import HeldStandby, ServedModel
+from appliance.cli.models import read
+from appliance.cli.options import daemon_options
+from appliance.cli.versions_client import Overview
+from appliance.clock import utc_ms
 
 _COLOURS = {"ready": "green", "loading": "yellow", "restarting": "yellow", "failed": "red"}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@address_option
-def status(
-    as_json: bool,  # noqa: FBT001 - an option of a command
-    address: str | None,
-    runtime_dir: Path | None,
-) -> None:
-    """Show models, their state, load and workers. Exits with 75 if no daemon answers."""
-    where = address_of(address, runtime_dir)
-    models, standbys = asyncio.run(_read(where))
+@daemon_options
+def status(*, where: str, as_json: bool) -> None:
+    """Show models, their state, load and workers, and how this appliance stands with its hub.
+
+    Exits with 75 if no daemon answers.
+    """
+    seen = asyncio.run(read(where))
     if as_json:
-        shown = {"address": where, "models": models, "standbys": standbys}
-        print(msgspec.json.encode(shown).decode())
+        shown = {"address": where, "models": seen.versions, "standbys": seen.standbys}
+        show.print_json(shown | {"overview": seen.overview})
         return
     console = show.console()
-    console.print(_table(models))
-    for model in models:
+    console.print(_table(seen.versions))
+    for model in seen.versions:
         if model.reason:
             console.print(f"{model.label}: {model.reason}", markup=False)
-    for standby in standbys:
+    for standby in seen.standbys:
         console.print(_line(standby), markup=False)
+    for line in _hub_lines(seen.overview):
+        console.print(line, markup=False, soft_wrap=True)
 
 
-async def _read(address: str) -> tuple[tuple[ServedModel, ...], tuple[HeldStandby, ...]]:
-    async with Client(address) as client:
-        return await client.models(), await client.standbys()
+def _hub_lines(overview: Overview) -> Iterator[str]:
+    """Say what was learnt and when, and what is under way or refused; nothing without a hub."""
+    for outlook in overview.models:
+        if outlook.deployment is not None or outlook.refusal is not None:
+            yield from show_versions.outlook_lines(outlook)
+    yield from show_versions.sync_lines(overview.sync, utc_ms())
 
 
 def _line(standby: HeldStandby) -> str:

@@ -53,7 +53,7 @@ def program(
 class RunningProgram:
     """Our program in a process; its log is read as it comes. A context manager."""
 
-    def __init__(self, arguments: list[str], **env: str) -> None:
+    def __init__(self, arguments: list[str], cwd: Path | None = None, **env: str) -> None:
         """Start it."""
         self.process = subprocess.Popen(
             arguments,
@@ -62,6 +62,7 @@ class RunningProgram:
             text=True,
             encoding="utf-8",
             env=environment(**env),
+            cwd=cwd,
         )
         self._lines: list[Line] = []
         self._came = threading.Condition()
@@ -135,7 +136,7 @@ class RunningDaemon(RunningProgram):
             *("--state-dir", place / "state", "--runtime-dir", self.runtime_dir),
             *("--rest", "127.0.0.1:0", *options),
         )
-        super().__init__(arguments, **env)
+        super().__init__(arguments, None, **env)
 
     def ready(self) -> Self:
         """Wait until every model answers."""

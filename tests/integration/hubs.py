@@ -42,7 +42,7 @@ class RunningHub(RunningProgram):
         self.options = [
             text for key, value in given.items() for text in ("--set", f"hub.{key}={value}")
         ]
-        super().__init__(command("hub", "serve", *self.options), **(env or {}))
+        super().__init__(command("hub", "serve", *self.options), None, **(env or {}))
 
     @property
     def url(self) -> str:

@@ -207,8 +207,8 @@ def test_the_daemon_has_no_engine_in_its_memory_and_its_worker_has(daemon: Runni
 def test_importing_the_daemon_brings_neither_engine_nor_hub() -> None:
     found = program_modules("appliance.daemon", "appliance.cli.serve", "appliance.cli.doctor")
     assert "appliance.api.grpc_server" in found
-    bad = ("llama_cpp", "appliance.hub", "appliance.runtime.llama", "appliance.runtime.worker")
-    assert [name for name in found if name.startswith(bad)] == []
+    bad = ("llama_cpp.", "appliance.hub.", "appliance.runtime.llama.", "appliance.runtime.worker.")
+    assert [name for name in found if f"{name}.".startswith(bad)] == []
 
 
 def program_modules(*names: str) -> list[str]:

@@ -147,7 +147,7 @@ def test_the_hub_that_listens_holds_nothing_that_publishes_and_a_daemon_no_hub(
     with RunningDaemon(tmp_path / "box", **watched) as daemon:
         found = _imported(daemon, "ready")
     assert "appliance.api.grpc_server" in found
-    assert [name for name in found if name.startswith("appliance.hub")] == []
+    assert [name for name in found if f"{name}.".startswith("appliance.hub.")] == []
 
 
 def test_an_enrolled_daemon_dials_its_hub_and_serves_without_it(tmp_path: Path) -> None:

@@ -139,11 +139,29 @@ def test_serve_on_a_terminal_speaks_plainly(tmp_path: Path) -> None:
         assert terminal.end() == 0
 
 
-def test_the_demo_asks_over_grpc_shows_every_answer_and_stops_the_daemon() -> None:
-    done = program("demo", timeout_s=170)
-    assert done.returncode == 0, done.stderr
+def test_the_demo_asks_over_grpc_then_tells_the_whole_story_of_versions(tmp_path: Path) -> None:
+    done = program("demo", timeout_s=170, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert done.stdout.count("→ ") == 8
     assert "[calls get_weather(" in done.stdout
     assert "time to first token" in done.stdout
-    assert done.stdout.rstrip().endswith("stopped cleanly.")
+    told = [
+        "drained and stopped cleanly",
+        "demo@1 committed",
+        "users begin to ask",
+        "demo@2 shadowing",
+        "demo@2 shifting 50 %",
+        "demo@2 probation",
+        "demo@2 committed",
+        "demo@3 checking",
+        "demo@3 aborted",
+        "Version 3 was caught before anybody met it: check_failed",
+        "Rolled back in ",
+        "0 failed, 0 met version 3",
+        "nothing of them is left",
+    ]
+    found = [done.stdout.find(text) for text in told]
+    assert -1 not in found, done.stdout
+    assert found == sorted(found)
+    assert list(tmp_path.iterdir()) == []
