@@ -17,7 +17,7 @@ from collections.abc import Callable
 from appliance import logs
 from appliance.config import Versions
 from appliance.domain import Digest, DrillReport, Origin, StandbyLevel, VersionState
-from appliance.errors import ApplianceError, SyncError
+from appliance.errors import ApplianceError, DeploymentRefused, SyncError
 from appliance.runtime.host import Host
 from appliance.runtime.router import Router
 from appliance.sync.agent import Agent
@@ -60,8 +60,11 @@ class Chores:
         """Rehearse the way back of one model, and warn where it has become slow or fails.
 
         Raises:
-            DeploymentRefused: it has no standby.
+            DeploymentRefused: it has no standby, or a deployment is under way.
         """
+        if model in self._agent.conductors:
+            reason = "a deployment is under way"
+            raise DeploymentRefused(model=model, action="drill", reason=reason)
         report = await self._host.drill(model)
         took_ms = report.load_ms + report.accepted_ms
         usual_ms = self._usual_ms(model, report, took_ms)
