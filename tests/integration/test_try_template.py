@@ -1,4 +1,4 @@
-"""A template is tried in a process that survives those that fail and is killed by those that hang."""
+"""A template is tried in a process that outlives those that fail and is killed by the endless."""
 
 from __future__ import annotations
 
