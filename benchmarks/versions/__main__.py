@@ -20,20 +20,22 @@ import click
 from benchmarks.bars import Bar, judge
 from benchmarks.harness import machine
 from benchmarks.report import Results, keep
-from benchmarks.versions import changed, download, gate, rollback, survival
+from benchmarks.versions import changed, download, gate, rollback, survival, whole
 from benchmarks.versions.bench import Bench
 
 SUITES: dict[str, Callable[[Bench], None]] = {
     download.SUITE: download.measure,
     changed.SUITE: changed.measure,
     gate.SUITE: gate.measure,
+    whole.CAUGHT: whole.measure_caught,
+    whole.SWITCH: whole.measure_switch,
     rollback.SUITE: rollback.measure_loaded,
     rollback.CACHED_SUITE: rollback.measure_cached,
     survival.KILLS: survival.measure_kills,
     survival.POWER: survival.measure_power,
     survival.OUTAGE: survival.measure_outage,
 }
-_PARTS = (download, changed, gate, rollback, survival)
+_PARTS = (download, changed, gate, whole, rollback, survival)
 BARS: tuple[Bar, ...] = tuple(bar for part in _PARTS for bar in part.BARS)
 _PEERS = "Peers: the tools that people use for it by hand, on the same server."
 
@@ -70,7 +72,13 @@ def run(suites: tuple[str, ...], *, short: bool, rounds: int = 0) -> Results:
             began = time.monotonic()
             try:
                 SUITES[name](bench)
-            except (RuntimeError, OSError, LookupError, subprocess.SubprocessError) as error:
+            except (
+                AssertionError,
+                RuntimeError,
+                OSError,
+                LookupError,
+                subprocess.SubprocessError,
+            ) as error:
                 lost[name] = " ".join(str(error).split())[-300:]
                 bench.notes.append(f"{name}: came to no end: {error}")
             seconds[name] = time.monotonic() - began

@@ -9,9 +9,10 @@ from benchmarks.versions.__main__ import BARS, run
 from benchmarks.versions.changed import SUITE as CHANGED
 from benchmarks.versions.download import SUITE as DOWNLOAD
 from benchmarks.versions.gate import SUITE as GATE
+from benchmarks.versions.whole import CAUGHT, SWITCH
 
 
-@pytest.mark.parametrize("suite", [DOWNLOAD, CHANGED, GATE])
+@pytest.mark.parametrize("suite", [DOWNLOAD, CHANGED, GATE, CAUGHT, SWITCH])
 def test_a_suite_comes_to_its_end_and_gives_its_figures(suite: str) -> None:
     results = run((suite,), short=True)
     assert results.lost == {}
