@@ -200,7 +200,8 @@ def _show(prepared: Prepared) -> None:
 
 def _health(health: HealthPack) -> str:
     speed = f", speed {health.speed_ratio_min:g} of the active" if health.speed_ratio_min else ""
-    return f"{len(health.prompts)} prompts, {health.pass_ratio_min:.0%} must pass{speed}"
+    drift = f", at most {health.drift_max:g} nats from its original" if health.drift_max else ""
+    return f"{len(health.prompts)} prompts, {health.pass_ratio_min:.0%} must pass{speed}{drift}"
 
 
 def _strategy(strategy: Strategy) -> str:
