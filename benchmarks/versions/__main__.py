@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import msgspec
 
 from benchmarks.bars import Bar, judge
 from benchmarks.harness import machine
@@ -37,6 +38,7 @@ SUITES: dict[str, Callable[[Bench], None]] = {
 }
 _PARTS = (download, changed, gate, whole, rollback, survival)
 BARS: tuple[Bar, ...] = tuple(bar for part in _PARTS for bar in part.BARS)
+NAME = "versions"
 _PEERS = "Peers: the tools that people use for it by hand, on the same server."
 
 
@@ -48,17 +50,39 @@ _PEERS = "Peers: the tools that people use for it by hand, on the same server."
 def main(*, suites: tuple[str, ...], short: bool, rounds: int | None, out: Path | None) -> None:
     """Measure versions; write versions.json, .md and .svg into the folder of --out.
 
-    A part of the suites, or --short, is kept only if --out is given.
+    A part of the suites, or --short, is kept only if --out is given; what lies there of other
+    suites stays, for they take long together.
     """
     chosen = tuple(suites) or tuple(SUITES)
     results = run(chosen, short=short, rounds=rounds or 0)
     for verdict in results.verdicts:
         click.echo(verdict.line)
     if out or (chosen == tuple(SUITES) and not short):
-        keep(out or Path("benchmarks/results"), "versions", results)
+        folder = out or Path("benchmarks/results")
+        keep(folder, NAME, beside(folder / f"{NAME}.json", results, chosen))
     if short:
         sys.exit(1 if results.lost else 0)
     sys.exit(0 if all(verdict.holds for verdict in results.verdicts) else 1)
+
+
+def beside(path: Path, results: Results, chosen: tuple[str, ...]) -> Results:
+    """Add what was kept of other suites than those chosen now, if anything was."""
+    if not path.exists():
+        return results
+    kept = msgspec.json.decode(path.read_bytes(), type=Results)
+    samples = [one for one in kept.samples if one.suite not in chosen]
+    if not samples:
+        return results
+    return msgspec.structs.replace(
+        results,
+        command=f"{kept.command}; {results.command}",
+        seconds={**kept.seconds, **results.seconds},
+        commands=kept.commands | results.commands,
+        notes=kept.notes + results.notes,
+        lost={name: why for name, why in kept.lost.items() if name not in chosen} | results.lost,
+        verdicts=[one for one in kept.verdicts if one.bar.suite not in chosen] + results.verdicts,
+        samples=samples + results.samples,
+    )
 
 
 def run(suites: tuple[str, ...], *, short: bool, rounds: int = 0) -> Results:
