@@ -75,7 +75,8 @@ def test_a_version_that_can_not_be_kept_running_is_left_for_its_standby(
         os.kill(worker_of(daemon, "2"), signal.SIGKILL)
         until(lambda: settled(daemon, "1"))
         last = Desk(daemon).deployments()[0]
-        assert (last.version, last.undo) == ("2", "crash_loop")
+        assert last.version == "2"
+        assert last.undo in ("crash_loop", "regret")  # whichever sees it first
         with Load(daemon, users=1) as load:
             until(lambda: len(load.versions) > 0)
         assert load.failures == []
