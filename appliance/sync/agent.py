@@ -79,6 +79,7 @@ class Agent:
         self._committed: dict[str, Deployment] = {}  # that may still be regretted
         self._stopped = set[Digest]()
         self._looking = asyncio.Lock()
+        self._cleaning = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._booted = asyncio.Event()
         self._closing = asyncio.Event()
@@ -428,8 +429,9 @@ class Agent:
     async def _clean(self) -> None:
         """Let go of what no version needs that is written down; nothing may be, on a new disk."""
         try:
-            await self.site.blobs.prune(self.journal.roots())
-            await self.site.let_go(self.journal.memory.named())
+            async with self._cleaning:  # another would take files away under this one
+                await self.site.blobs.prune(self.journal.roots())
+                await self.site.let_go(self.journal.memory.named())
         except SyncError as error:
             self._log("not_pruned", reason=str(error))
 

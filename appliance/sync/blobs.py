@@ -78,8 +78,11 @@ class BlobStore:
     def stored(self) -> Iterator[BlobRef]:
         """Go through the files that are here."""
         for path in sorted(self._blobs.glob("??/*")):
-            if DIGEST.fullmatch(path.name) and (length := path.stat().st_size):
-                yield BlobRef(sha256=path.name, length=length)
+            if not DIGEST.fullmatch(path.name):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+                if length := path.stat().st_size:
+                    yield BlobRef(sha256=path.name, length=length)
 
     def free_bytes(self) -> int:
         """Read how much may still be written here.
@@ -168,7 +171,7 @@ class BlobStore:
                     if path.parent != self._staging:
                         gone.append(path.name)
             for path in self._trash.iterdir():
-                path.unlink()
+                path.unlink(missing_ok=True)
             sync_directory(self._trash)
         return Pruned(digests=tuple(sorted(gone)), freed_bytes=freed)
 

@@ -72,6 +72,17 @@ def test_a_file_that_a_power_cut_left_under_both_names_keeps_the_finished_one(
     assert [*(tmp_path / "staging").iterdir()] == [other]
 
 
+def test_a_file_that_is_pruned_while_others_are_listed_is_passed_over(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    for name in ("c", "d", "e"):
+        store.path_of(name * 64).parent.mkdir()
+        store.path_of(name * 64).write_bytes(b"content")
+    listed = store.stored()
+    assert next(listed).sha256 == "c" * 64
+    store.path_of("d" * 64).unlink()
+    assert [one.sha256 for one in listed] == ["e" * 64]
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "/x", ""])
 def test_only_a_digest_becomes_a_path(name: str, tmp_path: Path) -> None:
     with pytest.raises(DocumentRefused):
