@@ -17,17 +17,19 @@ from rich.text import Text
 
 from appliance.cli import show, show_versions
 from appliance.cli.client import Client, HeldStandby, ServedModel
+from appliance.cli.connection import CallFailed
 from appliance.cli.options import daemon_options
 from appliance.cli.versions_client import Overview, VersionsClient
 from appliance.clock import utc_ms
+from appliance.errors import PermissionDenied
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What is here, and how that stands with the hub."""
+    """What is here, and how that stands with the hub; None: only operators are told."""
 
     versions: tuple[ServedModel, ...]
     standbys: tuple[HeldStandby, ...]
-    overview: Overview
+    overview: Overview | None
 
 
 @click.command()
@@ -43,6 +45,8 @@ def models(*, where: str, as_json: bool) -> None:
         return
     console = show.console()
     console.print(_table(seen))
+    if seen.overview is None:
+        return
     for outlook in seen.overview.models:
         for line in show_versions.outlook_lines(outlook):
             console.print(line, markup=False, soft_wrap=True)
@@ -56,8 +60,17 @@ async def read(address: str) -> Seen:
         return Seen(
             versions=await client.models(),
             standbys=await client.standbys(),
-            overview=await versions.overview(),
+            overview=await _overview(versions),
         )
+
+
+async def _overview(versions: VersionsClient) -> Overview | None:
+    try:
+        return await versions.overview()
+    except CallFailed as failure:
+        if failure.code == PermissionDenied.code:
+            return None
+        raise
 
 
 def _table(seen: Seen) -> Table:

@@ -47,8 +47,10 @@ def status(*, where: str, as_json: bool) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _hub_lines(overview: Overview) -> Iterator[str]:
+def _hub_lines(overview: Overview | None) -> Iterator[str]:
     """Say what was learnt and when, and what is under way or refused; nothing without a hub."""
+    if overview is None:
+        return
     for outlook in overview.models:
         if outlook.deployment is not None or outlook.refusal is not None:
             yield from show_versions.outlook_lines(outlook)
