@@ -37,6 +37,7 @@ async def _main(directory: Path, plan: Plan) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(parts.agent.run(schedule))
             parts.agent.hint()
+            await parts.agent.booted()
             while await asyncio.to_thread(sys.stdin.readline):
                 print(json.dumps(_said(parts)), flush=True)
             parts.agent.close()

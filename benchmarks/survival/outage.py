@@ -132,11 +132,12 @@ def suffer(place: Path, days: int) -> Outage:
     here.assign("1", hub.QUICK)
     root = place / "root.json"
     root.write_bytes(here.bootstrap)
-    with hub.serving(repository) as url:
-        port = int(url.rpartition(":")[2])
-        box = Clocked(place, f"{url}/", root)
-        box.wait_for("serves", here.digests["1"])
+    box: Clocked | None = None
     try:
+        with hub.serving(repository) as url:
+            port = int(url.rpartition(":")[2])
+            box = Clocked(place, f"{url}/", root)
+            box.wait_for("serves", here.digests["1"])
         for day in range(1, days + 1):
             _survive(box, outage, here, day)
         here.assign("2", hub.QUICK, later_ms=days * _DAY_MS)
@@ -147,7 +148,8 @@ def suffer(place: Path, days: int) -> Outage:
             if not outage.caught_up:
                 outage.faults.append(f"did not catch up: {said}")
     finally:
-        box.end(kill=False)
+        if box is not None:
+            box.end(kill=False)
     outage.faults += judged(place / "box", settled=True)["faults"]
     return outage
 

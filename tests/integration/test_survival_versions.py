@@ -20,10 +20,12 @@ from benchmarks.survival.box import ACKNOWLEDGED, STATE
 from benchmarks.survival.forks import judged
 from benchmarks.survival.replay import LOSSES, Disk, read
 from benchmarks.versions.__main__ import run
-from benchmarks.versions.survival import KILLS, OUTAGE, POWER
+from benchmarks.versions.survival import KILLS, POWER
 
 
-@pytest.mark.parametrize("suite", [KILLS, POWER, OUTAGE])
+# The months without a hub need Debian's faketime, which not every machine has: they are a suite of
+# `make figures-versions` alone, with `--short` for a few days.
+@pytest.mark.parametrize("suite", [KILLS, POWER])
 def test_it_serves_the_old_or_the_new_version_and_leaves_nothing(suite: str) -> None:
     results = run((suite,), short=True)
     assert results.lost == {}
