@@ -5,13 +5,14 @@ connections; turning SQLite's errors into `StoreError`.
 What it knows: with `migrations` the only importer of sqlite-utils, and alone that of its driver
 pysqlite3, whose wheel carries SQLite itself: before 3.51.3 two connections that write or checkpoint
 can corrupt a WAL (docs/adr/0002). A reader here is opened read-only, so it never checkpoints.
-What it never does: run on two threads at once (`writer` owns it), retry, map the file, or load a
-plugin of sqlite-utils.
+What it never does: run on two threads at once (`writer` owns it), repeat a transaction, map the
+file, or load a plugin of sqlite-utils.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +36,7 @@ __all__ = ["Database", "Row", "SqlValue", "Transaction", "read", "sqlite_version
 T = TypeVar("T")
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
 ROWS_MAX = 10_000
+_JOURNAL_WAIT_S = 0.005
 
 _LOCKED = "is locked by another process"
 _READ_ONLY = "can't be written"
@@ -133,8 +135,8 @@ class Database:
         dirty = self._wal_path().exists()
         connection = _connect(self.path, self._busy_timeout_s, flags=_WRITING)
         try:
+            self._journal_ahead(connection)
             for pragma in (
-                "journal_mode=WAL",
                 "synchronous=FULL",
                 "foreign_keys=ON",
                 "recursive_triggers=ON",
@@ -149,6 +151,23 @@ class Database:
             connection.close()
             raise
         self._connection = connection
+
+    def _journal_ahead(self, connection: sqlite_utils.Database) -> None:
+        """Turn to write-ahead journalling, waiting for others who do the same.
+
+        SQLite's own busy timeout does not cover this: two processes that make one file at once
+        would each wait for the other's lock, so one is told at once that it is locked.
+        """
+        deadline = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite.OperationalError as error:
+                if _code(error) != sqlite.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_JOURNAL_WAIT_S)
+            else:
+                return
 
     @staticmethod
     def _check(connection: sqlite_utils.Database) -> None:

@@ -277,6 +277,45 @@ def test_a_directory_that_comes_back_is_used_again(
     assert store.fault == ""
 
 
+OPENS = """
+import sys
+from pathlib import Path
+from appliance.config import Store as Settings
+from appliance.store import Migration, Store
+print("ready", flush=True)
+sys.stdin.read()
+for name in range(20):
+    step = Migration("0001-made", ("CREATE TABLE made (n INTEGER) STRICT",))
+    store = Store(Path(sys.argv[1]) / f"{name}.db", (step,), Settings())
+    fault = store.wait_open()
+    store.close()
+    if fault:
+        sys.exit(str(fault))
+"""
+
+
+def test_processes_that_make_one_file_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPENS, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for opener in openers:
+        assert opener.stdout is not None
+        assert opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        assert opener.stdin is not None
+        opener.stdin.close()
+        opener.stdin = None
+    faults = [opener.communicate(timeout=60)[1] for opener in openers]
+    assert [opener.returncode for opener in openers] == [0] * 4, faults
+
+
 def test_reading_a_file_that_is_not_there_is_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="can't be opened"):
         read(tmp_path / "none.db", "SELECT 1", busy_timeout_s=0.01)
