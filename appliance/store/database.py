@@ -20,6 +20,7 @@ from typing import TypeVar
 import sqlite_utils
 from pysqlite3 import dbapi2 as sqlite
 
+from appliance.clock import monotonic_ms
 from appliance.errors import StoreError
 from appliance.store.files import sync_directory
 from appliance.store.migrations import (
@@ -158,12 +159,12 @@ class Database:
         SQLite's own busy timeout does not cover this: two processes that make one file at once
         would each wait for the other's lock, so one is told at once that it is locked.
         """
-        deadline = time.monotonic() + self._busy_timeout_s
+        deadline_ms = monotonic_ms() + self._busy_timeout_s * 1_000
         while True:
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
             except sqlite.OperationalError as error:
-                if _code(error) != sqlite.SQLITE_BUSY or time.monotonic() >= deadline:
+                if _code(error) != sqlite.SQLITE_BUSY or monotonic_ms() >= deadline_ms:
                     raise
                 time.sleep(_JOURNAL_WAIT_S)
             else:

@@ -288,7 +288,7 @@ for name in range(20):
     step = Migration("0001-made", ("CREATE TABLE made (n INTEGER) STRICT",))
     store = Store(Path(sys.argv[1]) / f"{name}.db", (step,), Settings())
     fault = store.wait_open()
-    store.close()
+    store.close(60.0)
     if fault:
         sys.exit(str(fault))
 """
