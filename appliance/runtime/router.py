@@ -1,14 +1,10 @@
-"""Bring requests to versions: who is asked, who is let in, and who takes over.
+"""Bring requests to versions: who is asked, who is let in, and who waits for whom.
 
-What this room does: loads and unloads versions under their roles; finds the version for a name and
-a client; prepares prompts; gives tickets, or refuses now with a reason; switches; drains, closes.
-What it knows: the table of roles and the loaded versions. It is the only writer of roles.
+What this room does: loads and unloads versions under their roles; prepares prompts; gives tickets,
+or refuses now with a reason; has the adapters of a version loaded; drains, closes.
+What it knows: the table of roles and the loaded versions; `direction` alone changes the one, and
+`finding` reads both for a request.
 What it never does: look into a prompt, or talk to a worker itself (that is `served`).
-
-A switch changes the table first, so that no new request goes to the other side any more, then takes
-those back that have no answer yet: their readers ask again and are let in on the new side beyond
-the bounds, for they were let in before. Streams that have begun end where they are. All of it is
-one call that never waits.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Engine, Limits, Model, Scheduling
 from appliance.config import Hosting as HostingSettings
 from appliance.domain import (
-    AdapterState,
     AdapterStatus,
     Constraint,
     Digest,
@@ -36,19 +31,20 @@ from appliance.domain import (
     Traffic,
     Window,
 )
-from appliance.errors import DeploymentRefused, Draining, InvalidRequest, ModelNotServed
+from appliance.errors import Draining, InvalidRequest
 from appliance.runtime import wire
 from appliance.runtime.adapters import AdapterFile
+from appliance.runtime.direction import Direction
 from appliance.runtime.event_queue import Moved, TicketEvent
+from appliance.runtime.finding import find
 from appliance.runtime.hosting import Hosting
 from appliance.runtime.loadable import Loadable
 from appliance.runtime.prompts import check_bytes
-from appliance.runtime.roles import Change, Roles, Row
+from appliance.runtime.roles import Roles, Row
 from appliance.runtime.served import Observer, Served
 from appliance.runtime.shadow import Copied, Shadow
 from appliance.runtime.text_process import TextProcess
 from appliance.runtime.tickets import EmbedJob, Job, Ticket
-from appliance.runtime.yielding import may_return, set_yielding
 
 _SCHEDULING = Scheduling()
 _HOSTING = HostingSettings(spare_worker=False)  # who serves one version, and no other, needs none
@@ -78,7 +74,6 @@ class Router:
         self._engine = engine
         self._limits = limits
         self._observer = observer
-        self._clock = clock
         self._roles = Roles()
         self._text = TextProcess(engine, limits, observer)
         self._hosting = Hosting(
@@ -90,11 +85,13 @@ class Router:
             settings=hosting,
             models_planned=workers_planned,
             clock=clock,
-            on_ready=self._set_yielding,
-            on_failed=self._take_failure,
+            on_ready=lambda served: self._direction.take_ready(served),  # noqa: PLW0108 - made below
+            on_failed=lambda served: self._direction.take_failure(served),  # noqa: PLW0108
         )
         self._shadow = Shadow(self._hosting, self._text, streams_max=hosting.shadow_streams)
-        self._may_yield = may_return()
+        self._direction = Direction(
+            self._roles, self._hosting, observer, clock=clock, on_trial_ended=self._shadow.end
+        )
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
         self._draining = False
@@ -126,7 +123,7 @@ class Router:
             raise Draining
         loadable = Loadable(version=version, path=path, settings=settings)
         served = self._hosting.start(loadable, options)
-        self._told(self._roles.add(version, active=active))
+        self._direction.add(version, active=active)
         ready = False
         try:
             await self._hosting.ready(served, settings)
@@ -134,7 +131,7 @@ class Router:
         finally:
             if not ready:
                 self._hosting.stop(version)
-                self._told(self._roles.remove(version.digest))
+                self._direction.remove(version.digest)
         assert served.facts is not None, "a version that is ready has facts"
         return served.facts
 
@@ -158,7 +155,7 @@ class Router:
             self._observer.event("unloaded_undrained", model=served.version.label)
         self._roles.check_removal(digest)
         task = self._hosting.stop(served.version)
-        self._told(self._roles.remove(digest))
+        self._direction.remove(digest)
         await asyncio.wait({task})
         await self._hosting.forget(served.version)
 
@@ -194,54 +191,16 @@ class Router:
         return self._roles.row(model)
 
     def direct(self, model: str, traffic: Traffic) -> None:
-        """Say who is on trial, from now on; does not block.
-
-        A candidate that loses its share here gives back what it has not answered yet.
-
-        Raises:
-            ModelNotReady: the candidate does not answer; nothing was changed.
-            DeploymentRefused: it is not loaded, or active already.
-        """
-        served = self._hosting.get(traffic.candidate) if traffic.candidate else None
-        if served is not None:
-            served.answering()
-        change = self._told(self._roles.direct(model, traffic))
-        before = change.before.traffic.candidate
-        if before is not None and (before != traffic.candidate or not traffic.percent):
-            self._take_back(before)
-        for digest in (change.after.active, traffic.candidate):
-            measured = self._hosting.get(digest) if digest else None
-            if measured is not None:
-                measured.book.measure.restart(utc_ms())
+        """Say who is on trial, from now on. See `Direction.direct`."""
+        self._direction.direct(model, traffic)
 
     def switch(self, model: str, to: Digest, expecting: Digest | None) -> SwitchReport:
-        """Make a loaded version the active one, now; does not block.
-
-        Raises:
-            ModelNotReady: it does not answer; nothing was changed.
-            DeploymentRefused: another version is active than expected, or `to` is not loaded.
-        """
-        began_ms = self._clock()
-        served = self._hosting.get(to)
-        if served is not None:
-            served.answering()
-        change = self._told(self._roles.switch(model, to, expecting))
-        others = {change.before.active, change.before.traffic.candidate} - {None, to}
-        counts = [self._take_back(digest) for digest in others if digest is not None]
-        return SwitchReport(
-            model=model,
-            previous=change.before.active or to,
-            to=to,
-            utc_ms=utc_ms(),
-            flip_ms=self._clock() - began_ms,
-            moved_count=sum(moved for moved, _ in counts),
-            left_count=sum(left for _, left in counts),
-            reason=change.reason,
-        )
+        """Make a loaded version the active one, now. See `Direction.switch`."""
+        return self._direction.switch(model, to, expecting)
 
     def keep_standby(self, model: str, digest: Digest | None) -> None:
         """Name the standby of a model; whether it is loaded is another matter."""
-        self._told(self._roles.keep_standby(model, digest))
+        self._direction.keep_standby(model, digest)
 
     def rehearse(self, model: str, job: Job) -> Ticket:
         """Switch to the loaded standby, let one request in there, and switch back; never blocks.
@@ -251,50 +210,8 @@ class Router:
         Raises:
             ModelNotReady, ModelNotServed, DeploymentRefused: there is no standby that answers.
         """
-        row = self._roles.row(model)
-        if row.standby is None:
-            raise DeploymentRefused(model=model, action="drill", reason="there is no standby")
-        self._roles.switch(model, row.standby, row.active)
-        try:
+        with self._direction.rehearsing(model):
             return self.admit(self.find(model), job)
-        finally:
-            self._roles.restore(model, row)
-
-    def _take_back(self, digest: Digest) -> tuple[int, int]:
-        """Have what a version has not answered yet ask again; count it, and what stays there."""
-        served = self._hosting.get(digest)
-        return served.book.move_unanswered() if served is not None else (0, 0)
-
-    def _take_failure(self, served: Served) -> None:
-        """Send on whatever a candidate or standby that has failed did not answer yet."""
-        if self._roles.row(served.version.model).active not in (None, served.version.digest):
-            served.book.move_unanswered()
-
-    def _set_yielding(self, served: Served) -> None:
-        """Let a worker that no user waits for run only on cores that nobody else wants."""
-        traffic = self._roles.row(served.version.model).traffic
-        yields = served.version.digest == traffic.candidate and not traffic.percent
-        if served.pid and yields != served.yields and self._may_yield:
-            served.yields = set_yielding(served.pid, yields=yields) and yields
-
-    def _told(self, change: Change) -> Change:
-        row = change.after
-        for served in self._hosting:
-            if served.version.model == change.model:
-                self._set_yielding(served)
-        if change.before.traffic.candidate != row.traffic.candidate:
-            self._shadow.end()
-        self._observer.event(
-            "roles_changed",
-            model=change.model,
-            reason=change.reason,
-            active=row.active or "",
-            standby=row.standby or "",
-            candidate=row.traffic.candidate or "",
-            percent=row.traffic.percent,
-            shadow_share=row.traffic.shadow_share,
-        )
-        return change
 
     # --- reading ---
 
@@ -328,41 +245,8 @@ class Router:
         client: str = "",
         adapter: str = "",
     ) -> ModelVersion:
-        """Find the version for a request now; does not block.
-
-        name: 'name@version' is that version, whatever its role; 'name' whichever the client is sent
-        to; '' the only model of its kind. adapter: a candidate without it is passed over.
-
-        Raises:
-            ModelNotServed: there is none of that name and kind, or '' could mean several.
-        """
-        digest = self._roles.pinned(name)
-        if digest is None:
-            model = name or self._only(kind)
-            digest = self._roles.route(
-                model, client, takes=lambda candidate: self._takes(candidate, adapter)
-            )
-        served = self._hosting.get(digest)
-        if served is None or served.kind is not kind:
-            raise ModelNotServed(model=name)
-        return served.version
-
-    def _only(self, kind: ModelKind) -> str:
-        """Find the only model of a kind."""
-        models = {served.version.model for served in self._hosting if served.kind is kind}
-        models = {model for model in models if self._roles.row(model).active is not None}
-        if len(models) != 1:
-            raise ModelNotServed(model="")
-        return models.pop()
-
-    def _takes(self, digest: Digest, adapter: str) -> bool:
-        served = self._hosting.get(digest)
-        if served is None or not served.answers:
-            return False
-        loaded = served.adapters.statuses() if adapter else ()
-        return not adapter or any(
-            one.adapter.name == adapter and one.state is AdapterState.READY for one in loaded
-        )
+        """Find the version for a request now; does not block. See `finding.find`."""
+        return find(self._roles, self._hosting, name, kind, client=client, adapter=adapter)
 
     # --- requests ---
 
