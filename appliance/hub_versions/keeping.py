@@ -46,7 +46,7 @@ class Keeping:
         """Name the path of a blob that is present."""
         return self._holding.path_of(sha256)
 
-    async def prune(self, roots: frozenset[str]) -> None:
+    async def prune(self, roots: Callable[[], frozenset[str]]) -> None:
         """Let go of what neither a root names nor a former version that is kept.
 
         Raises:
@@ -56,7 +56,7 @@ class Keeping:
         dropped = {(one.model, one.version) for one in await self._holding.to_drop(former)}
         kept = [one for one in former if (one.model, one.version) not in dropped]
         blobs = {blob.sha256 for one in kept for blob in one.blobs}
-        await self._holding.prune(roots | blobs)
+        await self._holding.prune(lambda: roots() | blobs)
 
     async def _former(self) -> list[Kept]:
         """List the versions that served here, the newest of each model first."""

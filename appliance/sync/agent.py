@@ -430,7 +430,7 @@ class Agent:
         """Let go of what no version needs that is written down; nothing may be, on a new disk."""
         try:
             async with self._cleaning:  # another would take files away under this one
-                await self.site.blobs.prune(self.journal.roots())
+                await self.site.blobs.prune(self.journal.roots)
                 await self.site.let_go(self.journal.memory.named())
         except SyncError as error:
             self._log("not_pruned", reason=str(error))

@@ -2,12 +2,14 @@
 
 What this room does: what `host.Blobs` asks for, over the store and its fetcher; the numbers of the
 download that runs; a round of scrubbing; which files stay because their version does.
-What it knows: whatever is here with a map is a seed for what comes; a map names its file.
+What it knows: whatever is here with a map is a seed for what comes; a map names its file. Between
+asking what must stay and taking the rest away, no fetch may begin: it would find a file that goes.
 What it never does: choose a version.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 
 from appliance.config import Downloads
@@ -33,6 +35,7 @@ class Holding:
         self._fetcher = fetcher
         self._settings = settings
         self._fetching: list[frozenset[str]] = []
+        self._pruning = asyncio.Lock()
         self._scrubbing = Throttle(lambda: settings.scrub_bytes_per_s)
 
     async def fetch(
@@ -55,7 +58,8 @@ class Holding:
 
         wanted = [Wanted(blob=file.blob, chunk_map=file.chunk_map) for file in files]
         digests = frozenset(ref.sha256 for file in files for ref in (file.blob, file.chunk_map))
-        self._fetching.append(digests)
+        async with self._pruning:
+            self._fetching.append(digests)
         try:
             seeds = await in_thread(self._store.mapped)
             await self._fetcher.fetch(wanted, seeds=seeds, told=told)
@@ -67,20 +71,21 @@ class Holding:
         """Name the path of a file that is present. Raises DocumentRefused: that is no digest."""
         return str(self._store.path_of(sha256))
 
-    async def prune(self, roots: Collection[str]) -> None:
+    async def prune(self, roots: Callable[[], Collection[str]]) -> None:
         """Let go of every file that no root names; who has mapped one keeps it.
 
-        The map of a file stays with it, and so does what is being fetched.
+        The map of a file stays with it, and so does what is being fetched. Who fetches must have
+        its files among the roots before it is done.
 
         Raises:
             DiskRefused: the disk does not want to; some may be gone.
         """
-        fetching = {digest for one in self._fetching for digest in one}
-        stay = {*roots, *fetching}
-        for one in await in_thread(self._store.mapped):
-            if one.blob.sha256 in stay and one.chunk_map:
-                stay.add(one.chunk_map.sha256)
-        await in_thread(self._store.prune, stay)
+        async with self._pruning:
+            stay = {*roots(), *(digest for one in self._fetching for digest in one)}
+            for one in await in_thread(self._store.mapped):
+                if one.blob.sha256 in stay and one.chunk_map:
+                    stay.add(one.chunk_map.sha256)
+            await in_thread(self._store.prune, stay)
 
     async def to_drop(self, kept: Sequence[Kept]) -> list[Kept]:
         """Name the versions that are too many, or whose space is needed; none in use.

@@ -119,8 +119,11 @@ class Blobs(Protocol):
         """Name the path of a blob that is present."""
         ...
 
-    async def prune(self, roots: frozenset[str]) -> None:
-        """Let go of blobs that no root names, as far as retention wants."""
+    async def prune(self, roots: Callable[[], frozenset[str]]) -> None:
+        """Let go of blobs that no root names, as far as retention wants.
+
+        roots: asked when nothing can begin to be fetched any more.
+        """
         ...
 
 

@@ -279,8 +279,8 @@ class World:
     def path_of(self, sha256: str) -> str:
         return sha256
 
-    async def prune(self, roots: frozenset[str]) -> None:
-        raise AssertionError(roots)
+    async def prune(self, roots: Callable[[], frozenset[str]]) -> None:
+        raise AssertionError(roots())
 
     # --- putting it together ---
 

@@ -187,8 +187,8 @@ class Host:
     def path_of(self, sha256: str) -> str:
         return f"blobs/{sha256}"
 
-    async def prune(self, roots: frozenset[str]) -> None:
-        self.roots = roots
+    async def prune(self, roots: Callable[[], frozenset[str]]) -> None:
+        self.roots = roots()
 
 
 class Box:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import random
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -62,12 +63,48 @@ def test_a_new_version_costs_what_is_new_of_it(tmp_path: Path) -> None:
             await blobs.fetch((_release_file(newer),), said.append)
             assert blobs.path_of(newer.blob.sha256) == str(store.path_of(newer.blob.sha256))
             assert store.path_of(newer.blob.sha256).read_bytes() == CHANGED
-            await blobs.prune(frozenset({newer.blob.sha256}))
+            await blobs.prune(lambda: frozenset({newer.blob.sha256}))
             assert set(store.stored()) == {newer.blob, newer.chunk_map}
 
     asyncio.run(run())
     assert asked_chunks(server.asked, blob_path(newer.blob.sha256)) == {11}
     assert said[-1].startswith("192.5 KiB of 192.5 KiB verified, ")
+
+
+class _Slow(BlobStore):
+    """A store whose first look around takes until it is told to end."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.looking, self.go_on = threading.Event(), threading.Event()
+
+    def mapped(self) -> tuple[Wanted, ...]:
+        found = super().mapped()
+        if not self.looking.is_set():
+            self.looking.set()
+            assert self.go_on.wait(20)
+        return found
+
+
+def test_a_fetch_that_begins_while_others_are_let_go_of_keeps_its_files(tmp_path: Path) -> None:
+    wanted, files = a_file(DATA)
+
+    async def run() -> None:
+        server = Server(files)
+        async with server.running(), fetching(tmp_path, server) as (fetcher, store):
+            await fetcher.fetch_now([wanted])  # of a version that nothing names any more
+            slow, named = _Slow(tmp_path), set[str]()
+            holding = Holding(slow, fetcher, QUICK)
+            pruning = asyncio.create_task(holding.prune(lambda: frozenset(named)))
+            await asyncio.to_thread(slow.looking.wait, 20)
+            named.add(wanted.blob.sha256)
+            fetch = asyncio.create_task(holding.fetch([_release_file(wanted)]))
+            await asyncio.wait({fetch}, timeout=0.3)
+            slow.go_on.set()
+            await asyncio.gather(pruning, fetch)
+            assert store.path_of(wanted.blob.sha256).read_bytes() == DATA
+
+    asyncio.run(run())
 
 
 def test_everything_here_is_scrubbed_once_with_its_map(tmp_path: Path) -> None:
