@@ -42,6 +42,17 @@ class Deployments(Section):
         str,
         Meta(description="Directory in which dropped bundles are taken in; empty: there is none."),
     ] = ""
+    inbox_retry_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=_DAY_S,
+            description=(
+                "The longest wait until a bundle is tried again that a full disk, or a file that "
+                "was not to be had, stood in the way of, in s."
+            ),
+        ),
+    ] = 300.0
     time_zone: Annotated[
         str,
         Meta(max_length=64, description="Time zone of the site, as in Europe/Berlin; empty: UTC."),

@@ -134,8 +134,10 @@ class HubVersions:
         self._agent = Agent(settings, site, self._journal, self._beliefs, here)
         self._chores = Chores(config.versions, self._agent, self._holding, host, router)
         self._schedule = Schedule(settings, calendar.zone, self._look)
-        inbox_dir = settings.inbox_dir
-        self._inbox = Inbox(Path(inbox_dir), self.take_in) if inbox_dir else None
+        self._inbox: Inbox | None = None
+        if settings.inbox_dir:
+            retry_ms_max = settings.inbox_retry_s * 1000
+            self._inbox = Inbox(Path(settings.inbox_dir), self.take_in, retry_ms_max=retry_ms_max)
         if contact is not None:
             contact.on_hint = self._agent.hint
         self.orders = Orders(self._agent, _recording(audit))

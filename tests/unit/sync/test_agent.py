@@ -404,7 +404,7 @@ def test_what_a_dropped_bundle_says_is_acted_on(tmp_path: Path) -> None:
         async def take_in(path: Path) -> None:
             box.hub.assign(path.stem)
 
-        async with box.running(Inbox(tmp_path / "inbox", take_in)):
+        async with box.running(Inbox(tmp_path / "inbox", take_in, retry_ms_max=1000)):
             (tmp_path / "inbox" / "1.tar").write_bytes(b"signed")
             await until(lambda: box.host.serves == ("1", "", 0.0))
 

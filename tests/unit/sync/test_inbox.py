@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from appliance.errors import Untrusted
-from appliance.sync.inbox import ENTRIES_MAX, Inbox
+import pytest
+
+from appliance.errors import DiskFull, HubUnreachable, SyncError, Untrusted
+from appliance.sync.inbox import ENTRIES_MAX, RETRY_FIRST_MS, Inbox
 
 
 def looked(inbox: Inbox, *between: Callable[[], object]) -> None:
@@ -36,7 +38,7 @@ def nothing() -> None:
 
 
 def make(tmp_path: Path, taken: list[str], *, refuse: str = "") -> Inbox:
-    return Inbox(tmp_path, taking(taken, refuse=refuse))  # type: ignore[arg-type]
+    return Inbox(tmp_path, taking(taken, refuse=refuse), retry_ms_max=8e3)  # type: ignore[arg-type]
 
 
 def test_a_file_is_taken_in_once_it_stays_as_it_is(tmp_path: Path) -> None:
@@ -97,3 +99,62 @@ def test_so_many_are_looked_at_together_and_the_rest_later(tmp_path: Path) -> No
     assert len(taken) == ENTRIES_MAX
     looked(inbox, nothing)
     assert len(taken) == ENTRIES_MAX + 3
+
+
+@pytest.mark.parametrize(
+    "stands_in_the_way",
+    [
+        DiskFull(path="blobs", needed_bytes=2, free_bytes=1),
+        HubUnreachable(source="b.tar", reason="lacks a file"),
+    ],
+)
+def test_what_nothing_is_found_against_stays_and_is_tried_again_ever_later(
+    tmp_path: Path, stands_in_the_way: SyncError
+) -> None:
+    tried_ms: list[float] = []
+    now_ms = 0.0
+
+    async def take_in(_: Path) -> None:
+        tried_ms.append(now_ms)
+        if len(tried_ms) < 4:
+            raise stands_in_the_way
+
+    async def test() -> None:
+        nonlocal now_ms
+        inbox = Inbox(tmp_path, take_in, retry_ms_max=8_000, clock=lambda: now_ms)
+        (tmp_path / "b.tar").write_bytes(b"x")
+        await inbox.look()
+        while not (tmp_path / "taken" / "b.tar").exists():
+            assert not (tmp_path / "refused").exists()
+            await inbox.look()
+            now_ms += 1_000
+
+    asyncio.run(test())
+    first = RETRY_FIRST_MS
+    assert tried_ms == [0, first, first + 8_000, first + 16_000]
+
+
+def test_one_that_waits_holds_no_other_up_and_a_changed_one_is_new(tmp_path: Path) -> None:
+    tried: list[str] = []
+    is_whole = {"a.tar": False, "b.tar": True}
+
+    async def take_in(path: Path) -> None:
+        tried.append(path.name)
+        if not is_whole[path.name]:
+            raise HubUnreachable(source=path.name, reason="lacks a file")
+
+    async def test() -> None:
+        inbox = Inbox(tmp_path, take_in, retry_ms_max=1e6, clock=lambda: 0)
+        (tmp_path / "a.tar").write_bytes(b"half")
+        await inbox.look()
+        await inbox.look()
+        (tmp_path / "b.tar").write_bytes(b"whole")
+        await inbox.look()
+        await inbox.look()
+        (tmp_path / "a.tar").write_bytes(b"all of it")
+        is_whole["a.tar"] = True
+        await inbox.look()
+        await inbox.look()
+
+    asyncio.run(test())
+    assert tried == ["a.tar", "b.tar", "a.tar"]
