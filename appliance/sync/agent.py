@@ -190,6 +190,7 @@ class Agent:
 
     async def _boot(self) -> None:
         memory = await self.journal.open()
+        self._committed = dict(memory.committed)
         for serving in list(memory.serving.values()):
             if serving.active:
                 await self._serve(serving)

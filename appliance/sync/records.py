@@ -17,7 +17,7 @@ from appliance.store import Migration, Transaction
 from appliance.sync.deployment import Deployment, Serving
 from appliance.sync.eligibility import Attempts, Wish
 from appliance.sync.host import Offer
-from appliance.sync.states import Event
+from appliance.sync.states import Event, State
 
 T = TypeVar("T")
 
@@ -55,12 +55,14 @@ MIGRATIONS = (
 class Memory(msgspec.Struct, kw_only=True):
     """What is remembered, by model or by digest. Only the journal changes it.
 
+    committed: the last commit of each model, as the start found it: what may still be regretted.
     last_run: how the run before this one ended, as the event that deployments are told.
     """
 
     serving: dict[str, Serving] = msgspec.field(default_factory=dict)
     offers: dict[Digest, Offer] = msgspec.field(default_factory=dict)
     under_way: dict[str, Deployment] = msgspec.field(default_factory=dict)
+    committed: dict[str, Deployment] = msgspec.field(default_factory=dict)
     quarantine: dict[Digest, str] = msgspec.field(default_factory=dict)
     attempts: dict[Digest, Attempts] = msgspec.field(default_factory=dict)
     wishes: dict[str, Wish] = msgspec.field(default_factory=dict)
@@ -83,6 +85,14 @@ def recall(transaction: Transaction, boot_id: str) -> Memory:
         value(row[0], Deployment)
         for row in read("SELECT body FROM deployments WHERE has_ended = 0 ORDER BY id")
     ]
+    committed = [
+        value(row[0], Deployment)
+        for row in read(
+            "SELECT body FROM deployments WHERE id IN"
+            " (SELECT max(id) FROM deployments WHERE state = ? GROUP BY model)",
+            (State.COMMITTED.value,),
+        )
+    ]
     tried = read(
         "SELECT digest, count(*), max(entered_utc_ms) FROM deployments"
         " WHERE is_counted = 1 GROUP BY digest"
@@ -91,6 +101,7 @@ def recall(transaction: Transaction, boot_id: str) -> Memory:
         serving={one.model: one for one in serving},
         offers={one.digest: one for one in offers},
         under_way={one.model: one for one in live},
+        committed={one.model: one for one in committed},
         quarantine={
             Digest(str(digest)): str(reason)
             for digest, reason in read("SELECT digest, reason FROM quarantine")

@@ -82,6 +82,27 @@ def test_a_version_that_can_not_be_kept_running_is_left_for_its_standby(
         assert load.failures == []
 
 
+def test_a_worker_lost_after_the_daemon_was_killed_is_regretted_and_no_user_notices(
+    fleet: Fleet, url: str
+) -> None:
+    settings = {"versions.cohort": COHORT, "versions.mirrors": f'["{url}"]'}
+    with fleet.daemon(**settings) as daemon:
+        daemon.ready()
+        second(fleet, daemon)
+        daemon.process.kill()
+    with fleet.daemon(**settings) as daemon:
+        daemon.ready()
+        until(lambda: settled(daemon, "2"))
+        with Load(daemon) as load:
+            until(lambda: f"{MODEL}@2" in load.versions)
+            os.kill(worker_of(daemon, "2"), signal.SIGKILL)
+            until(lambda: settled(daemon, "1"))
+            until(lambda: load.versions[-1] == f"{MODEL}@1")
+        last = Desk(daemon).deployments()[0]
+        assert (last.version, last.undo) == ("2", "regret")
+        assert load.failures == []
+
+
 def test_a_version_that_its_publisher_withdraws_is_left_for_its_standby(
     fleet: Fleet, url: str
 ) -> None:

@@ -378,6 +378,31 @@ def test_a_version_that_turns_bad_after_its_commit_is_regretted(tmp_path: Path) 
     run(test())
 
 
+@pytest.mark.parametrize("is_past", [False, True], ids=["within", "past"])
+def test_a_version_is_regretted_over_a_restart_for_as_long_as_it_may_be(
+    tmp_path: Path, *, is_past: bool
+) -> None:
+    async def test() -> None:
+        box = box_with(tmp_path, "1", "2")
+        async with box.running() as (agent, _):
+            await take(box, agent, "1", "2")
+        again = Box(tmp_path, SETTINGS)
+        again.hub, again.now_ms = box.hub, box.now_ms
+        again.now_ms += 1000 * SETTINGS.regret_s if is_past else 0
+        again.host.bad.add(digest_of("2"))
+        async with again.running() as (agent, orders):
+            if is_past:
+                ten_ticks_on = again.now_ms + 10_000 * SETTINGS.tick_s
+                await until(lambda: again.now_ms > ten_ticks_on)
+                assert again.host.serves == ("2", "1", 0.0)
+                return
+            await until(lambda: again.host.serves == ("1", "", 0.0))
+            await until(lambda: not agent.conductors)
+            assert (await orders.history(1))[0].cause == "regret"
+
+    run(test())
+
+
 def test_a_deployment_under_way_goes_on_after_a_clean_restart(tmp_path: Path) -> None:
     async def test() -> None:
         box = box_with(tmp_path, "1")
