@@ -203,5 +203,5 @@ def _download(progress: Progress | None) -> pb.DownloadProgress | None:
         seeded_bytes=progress.seeded_bytes,
         bytes_per_s=progress.bytes_per_s,
         seconds_left=progress.seconds_left,
-        stopped_by=str(progress.stopped_by or ""),
+        stopped_by=progress.waits_for,
     )

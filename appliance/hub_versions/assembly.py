@@ -114,8 +114,14 @@ class HubVersions:
         self._journal = Journal(state, state_dir, history_max=settings.history_max)
         remembered = Remembered(state, store_wait_s=2 * config.store.busy_timeout_s)
         self._beliefs = self._believing(remembered, contact)
-        self._fetcher = self._fetching(contact, BlobStore(state_dir))
-        self._holding = Holding(self._store, self._fetcher, config.downloads)
+        timetable = Timetable.of(config)
+        self._fetcher = self._fetching(contact, BlobStore(state_dir), timetable)
+        self._holding = Holding(
+            self._store,
+            self._fetcher,
+            config.downloads,
+            pause=lambda: timetable.pause_at(utc_ms()),
+        )
         keeping = Keeping(self._holding, remembered, self._journal, config.downloads)
         host = Host(
             router,
@@ -268,7 +274,7 @@ class HubVersions:
         beliefs.sources = sources
         return beliefs
 
-    def _fetching(self, contact: Contact | None, store: BlobStore) -> Fetcher:
+    def _fetching(self, contact: Contact | None, store: BlobStore, timetable: Timetable) -> Fetcher:
         config = self._config
         self._store = store
         proxy = config.refresh.proxy or None
@@ -280,7 +286,6 @@ class HubVersions:
             hub = contact.identity
             url = hub.hub.url
             sources.append(HttpBlobs(url, url, config.downloads, tls=hub.tls, proxy=proxy))
-        timetable = Timetable.of(config)
         throttle = Throttle(lambda: timetable.limit_at(utc_ms()))
         return Fetcher(store, sources, config.downloads, throttle)
 

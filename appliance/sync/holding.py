@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from appliance.config import Downloads
 from appliance.contract.release import ReleaseFile
@@ -29,14 +30,31 @@ _STEP = 1024
 class Holding:
     """The files of versions on this appliance."""
 
-    def __init__(self, store: BlobStore, fetcher: Fetcher, settings: Downloads) -> None:
-        self.progress: Progress | None = None  # of the download that runs
+    def __init__(
+        self,
+        store: BlobStore,
+        fetcher: Fetcher,
+        settings: Downloads,
+        *,
+        pause: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Hold what is in `store`; `pause` says why downloads pause now, "" where they don't."""
+        self._seen: Progress | None = None
         self._store = store
         self._fetcher = fetcher
         self._settings = settings
+        self._pause = pause
         self._fetching: list[frozenset[str]] = []
         self._pruning = asyncio.Lock()
         self._scrubbing = Throttle(lambda: settings.scrub_bytes_per_s)
+
+    @property
+    def progress(self) -> Progress | None:
+        """Say where the download is that runs."""
+        seen, pause = self._seen, self._pause()
+        if seen is None or not pause or seen.stopped_by is not None:
+            return seen
+        return replace(seen, bytes_per_s=0.0, seconds_left=None, pause=pause)
 
     async def fetch(
         self, files: Sequence[ReleaseFile], progress: Callable[[str], None] | None = None
@@ -52,9 +70,9 @@ class Holding:
         """
 
         def told(seen: Progress) -> None:
-            self.progress = seen
+            self._seen = seen
             if progress is not None:
-                progress(in_words(seen))
+                progress(in_words(self.progress or seen))
 
         wanted = [Wanted(blob=file.blob, chunk_map=file.chunk_map) for file in files]
         digests = frozenset(ref.sha256 for file in files for ref in (file.blob, file.chunk_map))
@@ -65,7 +83,7 @@ class Holding:
             await self._fetcher.fetch(wanted, seeds=seeds, told=told)
         finally:
             self._fetching.remove(digests)
-            self.progress = None
+            self._seen = None
 
     def path_of(self, sha256: str) -> str:
         """Name the path of a file that is present. Raises DocumentRefused: that is no digest."""
@@ -122,8 +140,8 @@ class Holding:
 def in_words(progress: Progress) -> str:
     """Say where a download is: verified bytes, rate, time left, or what it waits for."""
     said = f"{_size(progress.verified_bytes)} of {_size(progress.total_bytes)} verified"
-    if progress.stopped_by is not None:
-        return f"{said}; waiting: {progress.stopped_by}"
+    if progress.waits_for:
+        return f"{said}; waiting: {progress.waits_for}"
     if progress.seconds_left is None:
         return said
     minutes, seconds = divmod(round(progress.seconds_left), 60)

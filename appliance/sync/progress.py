@@ -22,7 +22,7 @@ class Progress:
     """Where a download is. Bytes are of all its files together.
 
     fetched_bytes: from the sources, in this run; seeded_bytes: from files that were here already;
-    stopped_by: what it waits for, None while it runs.
+    stopped_by: what it waits for, None while it runs. pause: the same of what is meant to be so.
     """
 
     total_bytes: int
@@ -32,6 +32,12 @@ class Progress:
     bytes_per_s: float
     seconds_left: float | None
     stopped_by: SyncError | None = None
+    pause: str = ""
+
+    @property
+    def waits_for(self) -> str:
+        """Say why it stands still; empty while it runs."""
+        return str(self.stopped_by or self.pause)
 
 
 class Account:

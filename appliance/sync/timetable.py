@@ -59,9 +59,28 @@ class Timetable:
         """Find the limit in bytes per second; 0 is a pause, None no limit."""
         utc = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=utc_ms)
         local = utc.astimezone(self._zone)
-        minute = local.hour * 60 + local.minute
+        return self._limit_on(local.weekday(), local.hour * 60 + local.minute)
+
+    def pause_at(self, utc_ms: int) -> str:
+        """Say until when a pause lasts; empty where there is none."""
+        if self.limit_at(utc_ms) != 0:
+            return ""
+        utc = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=utc_ms)
+        now = utc.astimezone(self._zone)
+        minutes = {end % _DAY_MINUTES for one in self._spans for end in (one.begins, one.ends)}
+        for day in range(len(_DAYS) + 1):
+            weekday = (now.weekday() + day) % len(_DAYS)
+            for minute in sorted({0, *minutes}):
+                is_past = day == 0 and minute <= now.hour * 60 + now.minute
+                if not is_past and self._limit_on(weekday, minute) != 0:
+                    name = f" {_DAYS[weekday]}" if day else ""
+                    clock = f"{minute // 60:02}:{minute % 60:02}"
+                    return f"the timetable pauses downloads until{name} {clock}"
+        return "the timetable never lets downloads through"
+
+    def _limit_on(self, weekday: int, minute: int) -> int | None:
         for span in self._spans:
-            if span.holds(local.weekday(), minute):
+            if span.holds(weekday, minute):
                 return span.bytes_per_s
         return self._otherwise
 

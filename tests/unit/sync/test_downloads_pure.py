@@ -144,6 +144,27 @@ def test_an_hour_that_comes_twice_is_the_same_both_times() -> None:
     assert hours == [5, 5, 9, 9]  # 02:30 summer time, 02:30 winter time, 03:30, 04:30
 
 
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ((2026, 11, 23, 9, 0), ""),
+        ((2026, 11, 23, 8, 0), "until 09:00"),
+        ((2026, 11, 23, 23, 0), "until tue 09:00"),
+        ((2026, 11, 27, 23, 0), "until mon 09:00"),
+        ((2026, 11, 28, 9, 0), "until mon 09:00"),
+    ],
+)
+def test_a_pause_says_until_when_it_lasts(when: tuple[int, ...], said: str) -> None:
+    work = Bandwidth(days="mon-fri", begins="09:00", ends="18:00", bytes_per_s=100)
+    table = Timetable((work, Bandwidth(bytes_per_s=0)), otherwise=None, zone=ZoneInfo("Asia/Tokyo"))
+    assert table.pause_at(_at(*when, zone="Asia/Tokyo")).endswith(said)
+
+
+def test_a_pause_that_never_ends_says_so() -> None:
+    table = Timetable((Bandwidth(bytes_per_s=0),), otherwise=None, zone=None)
+    assert table.pause_at(0) == "the timetable never lets downloads through"
+
+
 # --- what may go ---------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from appliance.sync.holding import Holding, in_words
 from appliance.sync.host import Blobs
 from appliance.sync.progress import Progress
 from appliance.sync.retention import Kept
+from appliance.sync.throttle import Throttle
 from tests.unit.sync.hostile import (
     CHUNK,
     QUICK,
@@ -31,6 +32,7 @@ from tests.unit.sync.hostile import (
     asked_chunks,
     fetching,
     flip,
+    until,
 )
 
 DATA = random.Random(4).randbytes(12 * CHUNK)
@@ -103,6 +105,32 @@ def test_a_fetch_that_begins_while_others_are_let_go_of_keeps_its_files(tmp_path
             slow.go_on.set()
             await asyncio.gather(pruning, fetch)
             assert store.path_of(wanted.blob.sha256).read_bytes() == DATA
+
+    asyncio.run(run())
+
+
+def test_a_pause_is_the_reason_why_nothing_comes(tmp_path: Path) -> None:
+    wanted, files = a_file(DATA)
+    pauses, said = ["the timetable pauses downloads until 06:00"], list[str]()
+
+    def pause() -> str:
+        return pauses[0] if pauses else ""
+
+    async def run() -> None:
+        throttle, server = Throttle(lambda: 0 if pauses else None), Server(files)
+        async with server.running(), fetching(tmp_path, server, throttle=throttle) as found:
+            fetcher, store = found
+            holding = Holding(store, fetcher, QUICK, pause=pause)
+            fetch = asyncio.create_task(holding.fetch([_release_file(wanted)], said.append))
+            await until(lambda: bool(said))
+            seen = holding.progress
+            assert seen is not None
+            assert (seen.pause, seen.bytes_per_s, seen.seconds_left) == (pause(), 0, None)
+            assert said[-1].endswith(f"; waiting: {pause()}")
+            pauses.clear()
+            throttle.follow(lambda: None)
+            await fetch
+            assert "waiting" not in said[-1]
 
     asyncio.run(run())
 
