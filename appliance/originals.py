@@ -53,7 +53,7 @@ async def answers_of(
     metrics = Metrics(version=_VERSION.version, series_max=_SERIES_MAX)
     router = Router(engine, limits, metrics, hosting=hosting)
     standbys = Standbys(router, hosting, metrics)
-    host = Host(router, standbys, (), hosting, memory_reserve_bytes=0)
+    host = Host(router, standbys, (), hosting, limits=limits, memory_reserve_bytes=0)
     size = (await asyncio.to_thread(path.stat)).st_size
     version = msgspec.structs.replace(_VERSION, blob_bytes=size)
     failure: ApplianceError | None = None

@@ -21,6 +21,7 @@ LIKELY_TOKENS_MAX = 16  # of one answer of the original
 LIKELY_MAX = 8
 _LOGPROB_MIN = -1000.0
 _NAME = "release"
+_SUFFIX = ".gguf"
 
 
 class FileRole(enum.Enum):
@@ -57,6 +58,11 @@ class ReleaseFile(Part, frozen=True):
     def __post_init__(self) -> None:
         """Refuse a name that is none."""
         checked(self.name, "files.name")
+
+    @property
+    def adapter_name(self) -> str:
+        """Name an adapter the way requests do: as its file, without .gguf."""
+        return self.name.removesuffix(_SUFFIX)
 
 
 class Facts(Part, frozen=True):
@@ -241,6 +247,13 @@ class Release(Document, frozen=True, tag="release"):
             document=_NAME,
             field="files",
             reason="no weights among them",
+        )
+        adapters = [f.adapter_name for f in self.files if f.role is FileRole.ADAPTER]
+        check(
+            ok=len({*adapters, self.model}) == len(adapters) + 1,
+            document=_NAME,
+            field="files.name",
+            reason="an adapter has the name of another, or of the model",
         )
 
     @property

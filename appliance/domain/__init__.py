@@ -57,6 +57,7 @@ from appliance.domain.asked import (
 )
 from appliance.domain.hosted import (
     Answer,
+    HostedAdapter,
     HostedVersion,
     Loaded,
     NoRoom,
@@ -127,6 +128,7 @@ __all__ = [
     "Final",
     "FinishReason",
     "GenerateRequest",
+    "HostedAdapter",
     "HostedVersion",
     "InfillFile",
     "InfillPrompt",

@@ -15,16 +15,23 @@ from appliance.domain.served import Digest, ModelVersion
 from appliance.domain.value import Value
 
 
+class HostedAdapter(Value):
+    """A LoRA adapter that comes with a version: a path of this machine, and what it holds."""
+
+    path: str
+    digest: Digest
+
+
 class HostedVersion(Value):
     """A verified version as a worker loads it: paths of this machine, all of immutable files.
 
-    weights: in order; the first is opened. adapters: path by name. memory_bytes: as its publisher
-    measured; 0 is unknown.
+    weights: in order; the first is opened. adapters: by the name that requests use. memory_bytes:
+    as its publisher measured; 0 is unknown.
     """
 
     version: ModelVersion
     weights: tuple[str, ...]
-    adapters: Mapping[str, str] = {}
+    adapters: Mapping[str, HostedAdapter] = {}
     memory_bytes: int = 0
 
     @property

@@ -128,6 +128,7 @@ class HubVersions:
             standbys,
             config.models,
             config.hosting,
+            limits=config.limits,
             memory_reserve_bytes=config.engine.memory_reserve_bytes,
         )
         checks = Checks(config, metrics, self._holding.path_of)

@@ -18,7 +18,7 @@ import psutil
 
 from appliance import gguf
 from appliance.clock import monotonic_ms, utc_ms
-from appliance.config import Hosting, Model
+from appliance.config import Hosting, Limits, Model
 from appliance.contract.release import Expectation
 from appliance.domain import (
     TOP_LOGPROBS_MAX,
@@ -58,6 +58,7 @@ from appliance.runtime.devices import available_bytes
 from appliance.runtime.loadable import Loadable
 from appliance.runtime.router import Job, Router, Ticket
 from appliance.runtime.served import Served
+from appliance.runtime.signed_adapters import signed_adapters
 from appliance.runtime.standby import Standbys
 
 _DRILL = RequestId("drill")
@@ -77,6 +78,7 @@ class Host:
         models: tuple[Model, ...],
         settings: Hosting,
         *,
+        limits: Limits,
         memory_reserve_bytes: int,
         clock: Callable[[], float] = monotonic_ms,
     ) -> None:
@@ -85,6 +87,7 @@ class Host:
         self._standbys = standbys
         self._models = {model.name: model for model in models if model.name}
         self._settings = settings
+        self._limits = limits
         self._memory_reserve_bytes = memory_reserve_bytes
         self._clock = clock
 
@@ -106,7 +109,7 @@ class Host:
             room = self._no_room(hosted)
             if room is not None and instead_of is None:
                 return room
-            served = await self._serve(self._loadable(hosted))
+            served = await self._serve(await self._loadable(hosted))
         await served.settled.wait()
         if served.state is VersionState.FAILED:
             raise served.failure or WorkerLost(cause="failed", tokens_sent=0)
@@ -155,7 +158,8 @@ class Host:
         if hosted is None:
             self._standbys.drop(model)
         else:
-            self._standbys.keep(self._router.loadable(hosted.digest) or self._loadable(hosted))
+            loaded = self._router.loadable(hosted.digest)
+            self._standbys.keep(loaded or await self._loadable(hosted))
 
     # --- asking and measuring ---
 
@@ -266,7 +270,7 @@ class Host:
         )
 
     async def _serve(self, loadable: Loadable) -> Served:
-        await self._router.serve(loadable.version, loadable.path, loadable.settings, active=False)
+        await self._router.load(loadable)
         return self._served(loadable.version.digest)
 
     def _served(self, digest: Digest) -> Served:
@@ -275,7 +279,8 @@ class Host:
             raise ModelNotServed(model=digest)
         return served
 
-    def _loadable(self, hosted: HostedVersion) -> Loadable:
+    async def _loadable(self, hosted: HostedVersion) -> Loadable:
+        """Say how a version is to be loaded. Raises ModelUnloadable: an adapter can't be."""
         path = hosted.weights[0]
         known = self._models.get(hosted.version.model)
         settings = Model(path=path) if known is None else msgspec.structs.replace(known, path=path)
@@ -285,6 +290,7 @@ class Host:
             path=Path(path),
             settings=settings,
             own_bytes=own_bytes if own_bytes > 0 else _OWN_BYTES,
+            adapters=await asyncio.to_thread(signed_adapters, hosted, self._limits),
         )
 
     def _no_room(self, hosted: HostedVersion) -> NoRoom | None:

@@ -24,6 +24,7 @@ from appliance.domain import (
     ChatPrompt,
     Digest,
     Message,
+    ModelKind,
     ModelVersion,
     Priority,
     Prompt,
@@ -32,8 +33,15 @@ from appliance.domain import (
     TextPrompt,
     VersionState,
 )
-from appliance.errors import Draining, ModelNotServed, ModelUnloadable
+from appliance.errors import (
+    AdapterUnloadable,
+    Draining,
+    ModelNotServed,
+    ModelUnloadable,
+    TooManyAdapters,
+)
 from appliance.runtime import wire
+from appliance.runtime.adapters import AdapterFile
 from appliance.runtime.devices import cores_available, divide_threads
 from appliance.runtime.loadable import Loadable, read_options
 from appliance.runtime.measure import Measure
@@ -210,11 +218,11 @@ class Hosting:
         self._tasks[version.digest] = self._group.create_task(served.run())
         return served
 
-    async def ready(self, served: Served, settings: Model) -> None:
-        """Wait until a version that was started may be asked.
+    async def ready(self, served: Served, loadable: Loadable) -> None:
+        """Wait until a version that was started may be asked, its adapters among it.
 
         Raises:
-            ModelUnloadable: the file can't be served, now or ever.
+            ModelUnloadable: the file, or an adapter, can't be served, now or ever.
             Draining: we are going.
         """
         await served.settled.wait()
@@ -222,9 +230,11 @@ class Hosting:
             raise served.failure or ModelUnloadable(path=str(served.path), reason="it failed")
         if served.state is not VersionState.READY:
             raise Draining
+        for file in loadable.adapters:
+            await self._load_adapter(served, file)
         await self._text.open(served.version.digest, served.path)
         served.has_vocabulary = True
-        await self._pin(served, settings)
+        await self._pin(served, loadable.settings)
 
     def stop(self, version: ModelVersion) -> asyncio.Task[None]:
         """Take a version out; does not block. The task ends when its worker is gone.
@@ -240,6 +250,17 @@ class Hosting:
     async def forget(self, version: ModelVersion) -> None:
         """Free the vocabulary of a version that was stopped."""
         await self._text.close(version.digest)
+
+    async def _load_adapter(self, served: Served, file: AdapterFile) -> None:
+        """Load an adapter that comes with a version, before anybody may ask."""
+        name = file.version.name
+        if served.kind is not ModelKind.GENERATE:
+            reason = f"it generates no text, so its adapter {name} is of no use"
+            raise ModelUnloadable(path=file.path, reason=reason)
+        try:
+            await served.adapters.load(file, is_shelved=False, utc_ms=utc_ms())
+        except (AdapterUnloadable, TooManyAdapters) as error:
+            raise ModelUnloadable(path=file.path, reason=f"its adapter {name}: {error}") from error
 
     async def _pin(self, served: Served, settings: Model) -> None:
         """Have the operator's prompts evaluated, now and after each restart of the worker."""

@@ -15,18 +15,23 @@ from appliance.config import Engine, Limits, Model, Scheduling
 from appliance.domain import ModelKind, ModelVersion, Value
 from appliance.errors import ModelUnloadable
 from appliance.runtime import wire
+from appliance.runtime.adapters import AdapterFile
 from appliance.runtime.draft import DraftLimits
 
 _CONTEXT_TRAIN_TOKENS_MAX = 2**31 - 1  # where a file does not say
 
 
 class Loadable(Value):
-    """A version and all it takes to load it. own_bytes: what it takes beside its weights."""
+    """A version and all it takes to load it. own_bytes: what it takes beside its weights.
+
+    adapters: what comes with it; it answers nobody before they are loaded.
+    """
 
     version: ModelVersion
     path: Path
     settings: Model
     own_bytes: int = 0
+    adapters: tuple[AdapterFile, ...] = ()
 
 
 def read_options(

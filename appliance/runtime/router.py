@@ -108,25 +108,30 @@ class Router:
     async def serve(
         self, version: ModelVersion, path: Path, settings: Model, *, active: bool = True
     ) -> ModelFacts:
-        """Load a version in a worker of its own; return its facts when it answers.
+        """Load a version in a worker of its own; see `load`."""
+        loadable = Loadable(version=version, path=path, settings=settings)
+        return await self.load(loadable, active=active)
+
+    async def load(self, loadable: Loadable, *, active: bool = False) -> ModelFacts:
+        """Load a version and its adapters in a worker; return its facts when it answers.
 
         active: it serves its model, which has no active version yet; else it is a candidate that
         only requests by its label reach. Progress shows in `models()`. Cancelling takes the version
         out again.
 
         Raises:
-            ModelUnloadable: the file can't be served, now or ever.
+            ModelUnloadable: the file, or an adapter, can't be served, now or ever.
             Draining: the router is closing.
         """
-        options = await self._hosting.options(version.model, path, settings)
+        version = loadable.version
+        options = await self._hosting.options(version.model, loadable.path, loadable.settings)
         if self._draining:
             raise Draining
-        loadable = Loadable(version=version, path=path, settings=settings)
         served = self._hosting.start(loadable, options)
         self._direction.add(version, active=active)
         ready = False
         try:
-            await self._hosting.ready(served, settings)
+            await self._hosting.ready(served, loadable)
             ready = True
         finally:
             if not ready:

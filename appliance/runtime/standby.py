@@ -182,9 +182,7 @@ class Standbys:
         digest = loadable.version.digest
         served = self._router.served(digest)
         if level is StandbyLevel.LOADED and served is None:
-            await self._router.serve(
-                loadable.version, loadable.path, loadable.settings, active=False
-            )
+            await self._router.load(loadable)
         if level.rank < StandbyLevel.LOADED.rank and served is not None:
             if not served.book.idle.is_set():
                 return  # it still answers somebody; the next look sees to it

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from appliance.contract.release import FileRole
-from appliance.domain import Digest, HostedVersion, ModelVersion, Origin
+from appliance.domain import Digest, HostedAdapter, HostedVersion, ModelVersion, Origin
 from appliance.sync.host import Offer
 from appliance.sync.space import disk
 
@@ -52,7 +52,11 @@ def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedV
             str(directory / file.name) for file in files if file.role is FileRole.WEIGHTS
         ),
         adapters={
-            file.name: str(directory / file.name) for file in files if file.role is FileRole.ADAPTER
+            file.adapter_name: HostedAdapter(
+                path=str(directory / file.name), digest=Digest(f"{_PREFIX}{file.blob.sha256}")
+            )
+            for file in files
+            if file.role is FileRole.ADAPTER
         },
         memory_bytes=release.facts.memory_bytes,
     )

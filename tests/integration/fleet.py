@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -79,15 +79,17 @@ class Fleet:
         weights: Path,
         strategy: Mapping[str, object] = QUICK,
         health: Mapping[str, object] | None = None,
+        *,
+        more: Sequence[object] = (),
     ) -> None:
-        """Publish a version, and have the cohort run it."""
+        """Publish a version, and have the cohort run it. more: further options."""
         files = {"strategy": strategy, "health": health or {"prompts": []}}
         options: list[object] = []
         for name, value in files.items():
             path = self.place / f"{name}-{version}.json"
             path.write_text(json.dumps(value))
             options += [f"--{name}", path]
-        said = ("publish", MODEL, version, "--weights", weights, *options)
+        said = ("publish", MODEL, version, "--weights", weights, *options, *more)
         self.hub_run(*said, "--yes", "--key", self.keys / "acme.key")
         self.assign(version)
 
@@ -177,13 +179,16 @@ def steps(lines: list[dict[str, Any]], version: str) -> list[str]:
 class Load:
     """Streams of several users, one after the other each, until it is left. A context manager."""
 
-    def __init__(self, daemon: RunningDaemon, users: int = 6, tokens: int = 12) -> None:
+    def __init__(
+        self, daemon: RunningDaemon, users: int = 6, tokens: int = 12, adapter: str = ""
+    ) -> None:
         """Ask this daemon, in a thread of its own."""
         self.failures: list[str] = []
         self.versions: list[str] = []
         self._address = daemon.address
         self._users = users
         self._tokens = tokens
+        self._adapter = adapter
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -207,7 +212,9 @@ class Load:
 
     async def _user(self, stub: InferenceServiceStub, user: str) -> None:
         stop = inference_pb2.StopOptions(max_tokens=self._tokens, ignore_eos=True)
-        asked = inference_pb2.GenerateInput(model=MODEL, text="2 + 2 =", stop=stop, user=user)
+        asked = inference_pb2.GenerateInput(
+            model=MODEL, text="2 + 2 =", stop=stop, user=user, adapter=self._adapter
+        )
         while not self._stop.is_set():
             tokens, version = 0, ""
             try:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -18,56 +16,21 @@ from appliance.config import Hosting, Model
 from appliance.contract.release import Expectation
 from appliance.domain import (
     DrillReport,
-    HostedVersion,
     Loaded,
     NoRoom,
     Role,
     StandbyLevel,
-    StandbyStatus,
     Traffic,
 )
 from appliance.errors import DeploymentRefused, ModelNotReady, ModelUnloadable
-from appliance.runtime.host import Host
 from appliance.runtime.loadable import Loadable
-from appliance.runtime.placement import Room
-from appliance.runtime.standby import Standbys, machine_room
-from appliance.sync.host import Examiner, ModelHost
 from tests.integration.bench import DEMO_MODEL
+from tests.integration.hosts import MUCH, hosted, hosting
 from tests.integration.stack import Stack
 from tests.integration.stack import demo_version as stack_version
-from tests.integration.trial import NEW, OLD, Trial, edition, on_trial
+from tests.integration.trial import NEW, OLD, edition
 
-MUCH = Room(available_bytes=2**40, lockable_bytes=2**40, pressure_percent=0.0)
 SHORT = msgspec.structs.replace(MUCH, available_bytes=0)
-POLL_S = 0.01
-
-
-class Hosted:
-    """A host whose memory the test says."""
-
-    def __init__(self, t: Trial, settings: Hosting) -> None:
-        self.room = msgspec.structs.replace(MUCH, lockable_bytes=machine_room().lockable_bytes)
-        self.standbys = Standbys(t.router, settings, t.metrics, read_room=lambda: self.room)
-        self.host = Host(t.router, self.standbys, (), settings, memory_reserve_bytes=0)
-        self.as_deployments_see_it: tuple[ModelHost, Examiner] = (self.host, self.host)
-
-    @property
-    def standby(self) -> StandbyStatus:
-        (status,) = self.standbys.statuses()
-        return status
-
-
-@contextlib.asynccontextmanager
-async def hosting(
-    place: Path, settings: Hosting | None = None
-) -> AsyncIterator[tuple[Trial, Hosted]]:
-    settings = settings or Hosting(spare_worker=False, standby_rise_s=0.0)
-    async with on_trial(place, hosting=settings) as t:
-        yield t, Hosted(t, settings)
-
-
-def hosted(number: int, path: Path = DEMO_MODEL) -> HostedVersion:
-    return HostedVersion(version=edition(number), weights=(str(path),))
 
 
 def test_who_was_active_stands_by_loaded_and_the_way_back_is_one_call(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.integration.fleet import (
     steps,
 )
 from tests.integration.hubs import until
+from tools.gguf_writer import write_lora
 
 WHOLE_WAY = [
     "fetching",
@@ -81,9 +82,10 @@ def test_a_version_from_a_hub_through_its_whole_life(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("is_tar", [True, False], ids=["tar", "directory"])
-def test_a_stick_brings_the_same(tmp_path: Path, *, is_tar: bool) -> None:
+def test_a_stick_brings_the_same_and_its_adapters(tmp_path: Path, *, is_tar: bool) -> None:
     fleet = Fleet(tmp_path)
-    fleet.publish("1", DEMO_1, STRAIGHT)
+    write_lora(tmp_path / "polite.gguf", DEMO_1)
+    fleet.publish("1", DEMO_1, STRAIGHT, more=("--adapter", tmp_path / "polite.gguf"))
     fleet.trust()
     stick = tmp_path / ("stick.tar" if is_tar else "stick")
     fleet.hub_run("export", "--cohort", COHORT, "--to", stick)
@@ -98,6 +100,7 @@ def test_a_stick_brings_the_same(tmp_path: Path, *, is_tar: bool) -> None:
         assert desk.call(bring).sync.learnt_utc_ms > 0
         until(lambda: desk.active() == "1")
         until(lambda: steps(daemon.lines, "1")[-1:] == ["committed"])
-        with Load(daemon, users=1) as load:
-            until(lambda: len(load.versions) > 0)
-        assert load.failures == []
+        with Load(daemon, users=1) as load, Load(daemon, users=1, adapter="polite") as adapted:
+            until(lambda: len(load.versions) > 0 and len(adapted.versions) > 0)
+        assert load.failures == adapted.failures == []
+        assert set(adapted.versions) == {f"{MODEL}@1:polite"}

@@ -114,6 +114,7 @@ class Trial:
         model: str = "demo",
         tokens: int = 64,
         client: Client = CLIENT,
+        adapter: str = "",
     ) -> Asked:
         """Ask for exactly so many tokens, in a task of its own."""
         asked = Asked()
@@ -123,6 +124,7 @@ class Trial:
             prompt=chat(text),
             sampling=SamplingOptions(temperature=0.0),
             stop=StopOptions(max_tokens=tokens, ignore_eos=True),
+            adapter=adapter,
         )
         self.group.create_task(asked.read(self.service, client, request))
         return asked
