@@ -48,6 +48,7 @@ from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Config
 from appliance.domain import Client, ClientKind
 from appliance.errors import ApplianceError, ConfigError, StoreError
+from appliance.hub_versions.arrival import Arrival
 from appliance.hub_versions.assembly import HubVersions
 from appliance.hub_versions.contact import Contact
 from appliance.local_models import LocalModels
@@ -213,7 +214,8 @@ class Daemon:
         self, versions: LocalVersions, state: Store, audit: Audit, metrics: Metrics
     ) -> None:
         config = self._config
-        is_hubs = await asyncio.to_thread(HubVersions.are_wanted, config)
+        are_wanted = functools.partial(HubVersions.are_wanted, config)
+        is_hubs = await asyncio.to_thread(are_wanted)
         router = Router(
             config.engine,
             config.limits,
@@ -236,27 +238,34 @@ class Daemon:
         streams = Streams(config.limits, metrics)
         adapters = AdapterService(router, versions, audit, metrics, config.server.adapter_dir)
         models = LocalModels(config.models, versions, router, adapters, audit, self._operator)
-        contact = await Contact.find(state, config, program_version())
-        hubs = None
-        if is_hubs:
-            hubs = HubVersions(
-                config, state, audit, metrics, router, standbys, contact, program=program_version()
-            )
-        desk = DeploymentDesk(hubs, audit)
+        contact, desk = Contact(state, config, program_version()), DeploymentDesk(None, audit)
+        await contact.find()
+        build = functools.partial(
+            HubVersions,
+            config,
+            state,
+            audit,
+            metrics,
+            router,
+            standbys,
+            contact,
+            program=program_version(),
+        )
+        hubs = Arrival(are_wanted, build, config.deployments.tick_s, desk.show)
+        await hubs.look()
         async with asyncio.TaskGroup() as group:
             group.create_task(router.run())
             holding = group.create_task(standbys.run())
             group.create_task(streams.run())
             watchdog = group.create_task(self._notifier.keep_alive())
             beside = [holding, watchdog]
-            beside += [group.create_task(one.run()) for one in (contact, hubs) if one is not None]
+            beside += [group.create_task(one.run()) for one in (contact, hubs)]
             try:
                 async with self._faces(service, streams, adapters, desk):
                     audit.record(self._operator, Verb.SERVE, "*", "ok")
                     try:
                         await self._until_asked(router, models, hubs)
-                        if hubs is not None:
-                            await hubs.stop()
+                        await hubs.stop()
                         await self._drain(router)
                     finally:
                         await router.close()
@@ -315,9 +324,7 @@ class Daemon:
 
     # --- between start and stop -----------------------------------------------------------------
 
-    async def _until_asked(
-        self, router: Router, models: LocalModels, hubs: HubVersions | None
-    ) -> None:
+    async def _until_asked(self, router: Router, models: LocalModels, hubs: Arrival) -> None:
         """Load every model, then wait for a signal; one that comes earlier ends the loading."""
         self._notifier.tell("READY=1", "STATUS=loading")
         async with asyncio.TaskGroup() as group:
@@ -405,12 +412,11 @@ def held_directory(key: str, path: Path) -> Iterator[None]:
         yield
 
 
-async def _load(models: LocalModels, hubs: HubVersions | None) -> None:
+async def _load(models: LocalModels, hubs: Arrival) -> None:
     """Load the operator's own files, then the versions of a hub: his have the names first."""
     await models.load()
-    if hubs is not None:
-        hubs.begin()
-        await hubs.booted()
+    hubs.begin()
+    await hubs.booted()
 
 
 async def _flush(audit: Audit) -> None:

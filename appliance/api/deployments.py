@@ -118,6 +118,10 @@ class DeploymentDesk:
         self._versions = versions
         self._audit = audit
 
+    def show(self, versions: Versions) -> None:
+        """Show and order these from now on."""
+        self._versions = versions
+
     async def sync_state(self, client: Client) -> SyncState:
         """Say what is known, and since when. Raises StoreError."""
         self._authorise(client, Verb.READ_DEPLOYMENTS, "*")

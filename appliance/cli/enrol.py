@@ -42,7 +42,7 @@ def enrol(
     state_dir: Path | None,
     as_json: bool,  # noqa: FBT001 - an option of a command
 ) -> None:
-    """Enrol with a hub by a one-time token; a running daemon learns of it when it starts again.
+    """Enrol with a hub by a one-time token; a running daemon finds it by itself.
 
     The key is made here and stays here. Exits with 77 if the hub refuses, 75 if it does not answer.
     """

@@ -22,6 +22,7 @@ import psutil
 
 from appliance import logs
 from appliance.access.audit import Audit
+from appliance.access.device import DeviceIdentity
 from appliance.access.policy import Verb
 from appliance.api.deployments import ModelOutlook, ShownDeployment, SyncState
 from appliance.clock import BUILT_UTC_MS, monotonic_ms, utc_ms
@@ -47,7 +48,7 @@ from appliance.sync.bundle import open_bundle
 from appliance.sync.bundle_source import BundleSource
 from appliance.sync.deployment import Bounds, Deployment
 from appliance.sync.download import Fetcher
-from appliance.sync.fetcher import HttpMetadata, MetadataSource
+from appliance.sync.fetcher import HttpMetadata
 from appliance.sync.holding import Holding
 from appliance.sync.host import Offer
 from appliance.sync.hosted import laid_out, let_go
@@ -96,7 +97,7 @@ class HubVersions:
         metrics: Metrics,
         router: Router,
         standbys: Standbys,
-        contact: Contact | None,
+        contact: Contact,
         *,
         program: str,
     ) -> None:
@@ -113,9 +114,9 @@ class HubVersions:
         calendar = Calendar(settings)
         self._journal = Journal(state, state_dir, history_max=settings.history_max)
         remembered = Remembered(state, store_wait_s=2 * config.store.busy_timeout_s)
-        self._beliefs = self._believing(remembered, contact)
+        self._beliefs = self._believing(remembered)
         timetable = Timetable.of(config)
-        self._fetcher = self._fetching(contact, BlobStore(state_dir), timetable)
+        self._fetcher = self._fetching(BlobStore(state_dir), timetable)
         self._holding = Holding(
             self._store,
             self._fetcher,
@@ -145,8 +146,10 @@ class HubVersions:
         if settings.inbox_dir:
             retry_ms_max = settings.inbox_retry_s * 1000
             self._inbox = Inbox(Path(settings.inbox_dir), self.take_in, retry_ms_max=retry_ms_max)
-        if contact is not None:
-            contact.on_hint = self._agent.hint
+        contact.on_hint = self._agent.hint
+        contact.on_enrolled = self._enrolled
+        if contact.identity is not None:
+            self._reach(contact.identity)
         self.orders = Orders(self._agent, _recording(audit))
         self._view = View(self._agent, self._beliefs, remembered, self._holding, contact)
 
@@ -191,6 +194,19 @@ class HubVersions:
         await self._agent.booted()
 
     async def _look(self) -> None:
+        self._agent.hint()
+
+    def _reach(self, identity: DeviceIdentity) -> None:
+        """Have the hub that we are enrolled with asked: for metadata first, for files last."""
+        config, url, tls = self._config, identity.hub.url, identity.tls
+        proxy = config.refresh.proxy
+        metadata = HttpMetadata(url, config.refresh, tls=tls, proxy=proxy)
+        self._beliefs.sources = (metadata, *self._beliefs.sources)
+        self._beliefs.cohort = config.versions.cohort or identity.hub.cohort
+        self._fetcher.add(HttpBlobs(url, url, config.downloads, tls=tls, proxy=proxy or None))
+
+    def _enrolled(self, identity: DeviceIdentity) -> None:
+        self._reach(identity)
         self._agent.hint()
 
     # --- what an operator sees, and his acts that are no orders ---
@@ -240,7 +256,7 @@ class HubVersions:
 
     # --- building ---
 
-    def _believing(self, remembered: Remembered, contact: Contact | None) -> Beliefs:
+    def _believing(self, remembered: Remembered) -> Beliefs:
         config, state_dir = self._config, Path(self._config.server.state_dir)
         try:
             bootstrap = anchor.load(state_dir)
@@ -254,28 +270,21 @@ class HubVersions:
             clock=utc_ms,
             built_utc_ms=BUILT_UTC_MS,
         )
-        told = contact.identity.hub.cohort if contact is not None else COHORT_UNTOLD
         memory = self._journal
         beliefs = Beliefs(
             trust,
             remembered,
-            config.versions.cohort or told,
+            config.versions.cohort or COHORT_UNTOLD,
             models=lambda: frozenset(memory.memory.serving),
             pinned=lambda: frozenset(d.partition(":")[2] for d in memory.memory.named()),
         )
-        sources: list[MetadataSource] = []
-        if contact is not None:
-            hub = contact.identity
-            proxy = config.refresh.proxy
-            sources.append(HttpMetadata(hub.hub.url, config.refresh, tls=hub.tls, proxy=proxy))
-        sources += [
+        beliefs.sources = tuple(
             HttpMetadata(url, config.refresh, tls=_tls_of(url), proxy=config.refresh.proxy)
             for url in config.versions.mirrors
-        ]
-        beliefs.sources = sources
+        )
         return beliefs
 
-    def _fetching(self, contact: Contact | None, store: BlobStore, timetable: Timetable) -> Fetcher:
+    def _fetching(self, store: BlobStore, timetable: Timetable) -> Fetcher:
         config = self._config
         self._store = store
         proxy = config.refresh.proxy or None
@@ -283,10 +292,6 @@ class HubVersions:
             HttpBlobs(url, url, config.downloads, tls=_tls_of(url), proxy=proxy)
             for url in config.versions.mirrors
         ]
-        if contact is not None:
-            hub = contact.identity
-            url = hub.hub.url
-            sources.append(HttpBlobs(url, url, config.downloads, tls=hub.tls, proxy=proxy))
         throttle = Throttle(lambda: timetable.limit_at(utc_ms()))
         return Fetcher(store, sources, config.downloads, throttle)
 

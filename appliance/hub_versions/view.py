@@ -32,7 +32,7 @@ class View:
         beliefs: Beliefs,
         remembered: Remembered,
         holding: Holding,
-        contact: Contact | None,
+        contact: Contact,
     ) -> None:
         """Look at these."""
         self._agent = agent
@@ -44,7 +44,6 @@ class View:
     async def sync_state(self) -> SyncState:
         """Say what is known, and since when. Raises StoreError."""
         freshness = await asyncio.to_thread(self._remembered.freshness)
-        contact = self._contact
         return SyncState(
             is_on=True,
             cohort=self._beliefs.cohort,
@@ -53,8 +52,8 @@ class View:
             expires_utc_ms=freshness.expires_utc_ms,
             is_stale=bool(freshness.expires_utc_ms) and freshness.expires_utc_ms <= utc_ms(),
             fault=self._agent.news_fault,
-            is_linked=contact is not None and contact.is_linked,
-            link_reason="not enrolled with a hub" if contact is None else contact.reason,
+            is_linked=self._contact.is_linked,
+            link_reason=self._contact.reason,
         )
 
     async def outlooks(self) -> tuple[ModelOutlook, ...]:

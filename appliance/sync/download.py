@@ -74,6 +74,12 @@ class Fetcher:
         for source in self._sources:
             await source.close()
 
+    def add(self, source: Source) -> None:
+        """Ask another source after all others, from now on; closes it in `close`."""
+        self._sources += (source,)
+        self._ranking.put_last(source)
+        self.try_again()
+
     @contextlib.contextmanager
     def preferring(self, source: Source) -> Iterator[None]:
         """Ask another source before all others, while the block runs: a stick that was brought."""

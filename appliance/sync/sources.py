@@ -97,6 +97,11 @@ class Ranking:
         self.standings.append(standing)
         return standing
 
+    def put_last(self, source: Source) -> None:
+        """Add a source after all others."""
+        last = max((one.order for one in self.standings), default=0) + 1
+        self.standings.append(Standing(source=source, order=last))
+
     def remove(self, standing: Standing) -> None:
         """Ask a source no more; what it is sending still counts."""
         self.standings = [one for one in self.standings if one is not standing]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import json
 import threading
@@ -62,6 +63,13 @@ class Fleet:
         publisher = ("--model", MODEL, "--public", self.keys / "acme.pub", "--yes")
         self.hub_run("key", "publisher", "acme", *publisher, "--key", self.keys / "targets.key")
         self.hub_run("sign", "--yes", "--key", self.keys / "acme.key")
+
+    def beside(self, name: str) -> Fleet:
+        """Take another appliance of the same hub, in a directory of its own."""
+        other = copy.copy(self)
+        other.box = self.place / name
+        other.state = other.box / "state"
+        return other
 
     def run(self, *words: object) -> str:
         """Run a command of the program; returns what it printed."""

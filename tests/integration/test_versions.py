@@ -104,3 +104,20 @@ def test_a_stick_brings_the_same_and_its_adapters(tmp_path: Path, *, is_tar: boo
             until(lambda: len(load.versions) > 0 and len(adapted.versions) > 0)
         assert load.failures == adapted.failures == []
         assert set(adapted.versions) == {f"{MODEL}@1:polite"}
+
+
+def test_trust_and_enrolment_are_found_by_a_daemon_that_runs(fleet: Fleet) -> None:
+    other = fleet.beside("late")
+    with fleet.hub() as hub, other.daemon() as daemon:
+        desk = Desk(daemon)
+        daemon.ready()
+        assert not desk.overview().sync.is_on
+        other.trust()
+        until(lambda: desk.overview().sync.is_on)
+        assert desk.overview().sync.link_reason == "not enrolled with a hub"
+        other.enrol(hub)
+        until(lambda: desk.active() != "")
+        until(lambda: desk.overview().sync.is_linked)
+        assert desk.overview().sync.cohort == COHORT
+        assert daemon.logged("versions_taken")
+        assert daemon.logged("enrolled")
