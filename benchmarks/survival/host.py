@@ -66,7 +66,7 @@ class FileHost:
         if self.mood.strands and instead_of is not None and hosted.digest in self.versions:
             raise ModelUnloadable(path=hosted.version.label, reason="it does not load again")
         if hosted.digest not in self.workers:
-            paths = (*hosted.weights, *hosted.adapters.values())
+            paths = (*hosted.weights, *(one.path for one in hosted.adapters.values()))
             worker = await asyncio.to_thread(_started, paths)
             if worker is None:
                 raise WorkerLost(cause="it ended while loading", tokens_sent=0)

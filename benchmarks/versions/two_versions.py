@@ -123,7 +123,7 @@ async def two_versions(
     metrics = Metrics(version="bench", series_max=256)
     router = Router(engine, limits, metrics, hosting=hosting)
     standbys = Standbys(router, hosting, metrics)
-    host = Host(router, standbys, (), hosting, memory_reserve_bytes=0)
+    host = Host(router, standbys, (), hosting, limits=limits, memory_reserve_bytes=0)
     store = Store(scratch / "events.db", (), StoreSettings())
     service = Service(
         router,
