@@ -41,6 +41,7 @@ def intent_options(command: Callable[..., object]) -> Callable[..., object]:
         health: Path | None,
         strategy: Path | None,
         appliance_min: str,
+        memory_bytes: int,
         model: str,
         version: str,
         **rest: Any,  # noqa: ANN401 - likewise
@@ -51,13 +52,19 @@ def intent_options(command: Callable[..., object]) -> Callable[..., object]:
             version=version,
             health=read_part(health, HealthPack) if health else HealthPack(),
             strategy=read_part(strategy, Strategy) if strategy else Strategy(),
-            needs=Needs(appliance_min=appliance_min),
+            needs=Needs(appliance_min=appliance_min, memory_bytes=memory_bytes),
             **said,
         )
         return command(*args, intent=intent, **rest)
 
     for option in (
         click.option("--appliance-min", default="", help="The oldest program that can run it."),
+        click.option(
+            "--memory-bytes",
+            type=click.IntRange(0),
+            default=0,
+            help="Memory it needs; default: as its files tell.",
+        ),
         click.option("--notes", default="", help="What operators should know of it."),
         click.option("--licence", default="", help="Its licence; default: what the file says."),
         click.option("--strategy", type=_FILE, help="How it is tried, TOML or JSON."),

@@ -54,6 +54,14 @@ class Direction:
         """Note that a version is not loaded any more. Raises as `Roles.remove`."""
         self._told(self._roles.remove(digest))
 
+    def rest(self, model: str) -> None:
+        """Note that the active version of a model is being stopped to make room for another."""
+        self._told(self._roles.rest(model))
+
+    def wake(self, model: str) -> None:
+        """Note that the active version of a model is loaded again."""
+        self._told(self._roles.wake(model))
+
     # --- who is asked ---
 
     def direct(self, model: str, traffic: Traffic) -> None:

@@ -9,9 +9,11 @@ What it never does: wait, change a role, or let a request in.
 from __future__ import annotations
 
 from appliance.domain import AdapterState, Digest, ModelKind, ModelVersion
-from appliance.errors import ModelNotServed
+from appliance.errors import ModelNotReady, ModelNotServed
 from appliance.runtime.hosting import Hosting
 from appliance.runtime.roles import Roles
+
+_RESTING_RETRY_S = 2.0  # about as long as another version takes to load
 
 
 def find(
@@ -24,6 +26,7 @@ def find(
 
     Raises:
         ModelNotServed: there is none of that name and kind, or '' could mean several.
+        ModelNotReady: the active version was stopped to make room for another.
     """
     digest = roles.pinned(name)
     if digest is None:
@@ -31,6 +34,8 @@ def find(
         digest = roles.route(
             model, client, takes=lambda candidate: _takes(hosting, candidate, adapter)
         )
+    if roles.rests(digest):
+        raise ModelNotReady(model=name, state="stopped", retry_after_s=_RESTING_RETRY_S)
     served = hosting.get(digest)
     if served is None or served.kind is not kind:
         raise ModelNotServed(model=name)
@@ -41,6 +46,7 @@ def _only(roles: Roles, hosting: Hosting, kind: ModelKind) -> str:
     """Find the only model of a kind."""
     models = {served.version.model for served in hosting if served.kind is kind}
     models = {model for model in models if roles.row(model).active is not None}
+    models |= roles.resting()
     if len(models) != 1:
         raise ModelNotServed(model="")
     return models.pop()

@@ -65,6 +65,7 @@ _DRILL = RequestId("drill")
 _CHECK = RequestId("check")
 _DRILL_PROMPT = "Hello"
 _ANSWER_S = 120.0  # to one prompt of a health pack, or of a drill
+_NO_ROOM = "there is no room beside the active version"
 _OWN_BYTES = 256 * 1024 * 1024  # of a worker, where its publisher did not measure it
 
 
@@ -96,23 +97,31 @@ class Host:
     async def load(self, hosted: HostedVersion, instead_of: Digest | None) -> Loaded | NoRoom:
         """Load a version that nobody is sent to yet; instead_of: one that is stopped first.
 
+        Where that is the active version, its file stays in the page cache, and whoever asks for the
+        model meanwhile must ask again. Where it is the version itself, no room is asked for.
+
         Raises:
             ModelUnloadable: the file can't be served; what was stopped stays stopped.
             WorkerLost: its worker ended too often since.
-            DeploymentRefused: clients are sent to the one to be stopped, and it is not the last.
+            DeploymentRefused: it is a candidate that clients are sent to.
         """
         began_ms = self._clock()
         served = self._router.served(hosted.digest)
         if served is None:
-            if instead_of is not None:
-                await self._router.unload(instead_of, drain_s=self._settings.unload_drain_s)
-            room = self._no_room(hosted)
-            if room is not None and instead_of is None:
-                return room
-            served = await self._serve(await self._loadable(hosted))
+            loadable = await self._loadable(hosted)
+            if instead_of is None:
+                room = self._no_room(loadable)
+                if room is not None:
+                    return room
+            elif instead_of != hosted.digest:
+                await self._make_room(hosted.version.model, instead_of)
+            if self._router.row(hosted.version.model).active == hosted.digest:
+                self._standbys.drop(hosted.version.model)  # it was stopped for another, and is back
+            served = await self._serve(loadable)
         await served.settled.wait()
         if served.state is VersionState.FAILED:
             raise served.failure or WorkerLost(cause="failed", tokens_sent=0)
+        self._router.wake(hosted.digest)
         return Loaded(
             digest=hosted.digest,
             load_ms=self._clock() - began_ms,
@@ -142,16 +151,47 @@ class Host:
         Raises:
             DeploymentRefused: another one is active than expected, or `to` is not known here.
             ModelUnloadable, ModelNotReady: `to` can't be loaded; nothing was changed.
+
+        Where there is no room for it beside the active version, that is stopped first: there is no
+        other way back.
         """
-        if self._router.served(to) is None:
-            loadable = self._standbys.loadable(to)
-            if loadable is not None:
-                await self._serve(loadable)
+        if self._router.served(to) is not None:
+            return self._switched(model, to, expecting)
+        async with self._standbys.undisturbed():  # a look would unload what nobody is sent to yet
+            standby, stopped = self._standbys.loadable(to), None
+            if standby is not None and self._router.served(to) is None:
+                stopped = await self._bring_up(standby, expecting)
+            return self._switched(model, to, expecting, stopped)
+
+    def _switched(
+        self, model: str, to: Digest, expecting: Digest | None, stopped: Loadable | None = None
+    ) -> SwitchReport:
+        """Switch, and have who was active stand by; stopped: that one, if it is not loaded."""
         report = self._router.switch(model, to, expecting)
-        previous = self._router.loadable(report.previous)
+        previous = self._router.loadable(report.previous) or stopped
         if report.previous != to and previous is not None:
-            self._standbys.keep(previous)
+            self._standbys.keep(previous, unloaded_for=_NO_ROOM if stopped else "")
         return report
+
+    async def _bring_up(self, standby: Loadable, active: Digest | None) -> Loadable | None:
+        """Load a standby; returns the active version if that had to be stopped for it.
+
+        Raises:
+            ModelUnloadable: it can't be loaded; who was active is again.
+        """
+        former = self._router.loadable(active) if active is not None else None
+        if former is None or self._no_room(standby) is None:
+            await self._serve(standby)
+            return None
+        digest = former.version.digest
+        await self._router.rest(digest, drain_s=self._settings.unload_drain_s)
+        try:
+            await self._serve(standby)
+        except ApplianceError:
+            await self._serve(former)
+            self._router.wake(digest)
+            raise
+        return former
 
     async def stand_by(self, model: str, hosted: HostedVersion | None) -> None:
         """Keep a version, or none, as near to serving as memory allows; does not wait for that."""
@@ -212,14 +252,20 @@ class Host:
         What goes wrong is the report's reason.
 
         Raises:
-            DeploymentRefused: the model has no standby.
+            DeploymentRefused: the model has no standby, or one with no room beside the active.
         """
+        async with self._standbys.undisturbed():  # a look would unload what nobody is sent to
+            return await self._drilled(model)
+
+    async def _drilled(self, model: str) -> DrillReport:
         standby = self._router.row(model).standby
         loadable = None if standby is None else self._router.loadable(standby)
         was_loaded = loadable is not None
         loadable = loadable or (self._standbys.loadable(standby) if standby is not None else None)
         if loadable is None:
             raise DeploymentRefused(model=model, action="drill", reason="there is no standby")
+        if not was_loaded and self._no_room(loadable) is not None:
+            raise DeploymentRefused(model=model, action="drill", reason=_NO_ROOM)
         began_ms = self._clock()
         measured: tuple[float, float, float, str] = (0.0, 0.0, 0.0, "")
         try:
@@ -293,9 +339,20 @@ class Host:
             adapters=await asyncio.to_thread(signed_adapters, hosted, self._limits),
         )
 
-    def _no_room(self, hosted: HostedVersion) -> NoRoom | None:
+    async def _make_room(self, model: str, digest: Digest) -> None:
+        """Stop a version for another of its model; of the active one the file stays near."""
+        if digest != self._router.row(model).active:
+            await self._router.unload(digest, drain_s=self._settings.unload_drain_s)
+            return
+        stopped = self._router.loadable(digest)
+        await self._router.rest(digest, drain_s=self._settings.unload_drain_s)
+        if stopped is not None:
+            self._standbys.keep(stopped, unloaded_for=_NO_ROOM)
+            await self._standbys.look()
+
+    def _no_room(self, loadable: Loadable) -> NoRoom | None:
         available = available_bytes()
-        needed = hosted.memory_bytes or hosted.version.blob_bytes + _OWN_BYTES
+        needed = loadable.version.blob_bytes + loadable.own_bytes
         free = needed if available is None else available - self._memory_reserve_bytes
         return None if needed <= free else NoRoom(needed_bytes=needed, free_bytes=max(0, free))
 

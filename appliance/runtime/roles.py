@@ -9,6 +9,9 @@ A row names the active version, the standby, which need not be loaded, and the t
 most one candidate with its percentage of the clients. Whatever else is loaded is a candidate that
 nobody is sent to: only a request that names it (model@version) reaches it.
 
+An active version may rest: it is stopped to make room for another of its model. It stays in the row,
+loaded or not, until it wakes or another is switched to, and whoever is sent to it must ask again.
+
 Who is in at a percentage is decided by a hash of model, salt and client that is compared with the
 percentage: so a client that is in stays in while the percentage rises, no table of clients is kept,
 and a restart changes nothing.
@@ -19,7 +22,10 @@ and a restart changes nothing.
 | direct   | any                       | traffic as said; its candidate must be loaded        |
 | switch   | `expecting` active        | `to` active, the other the standby, nobody on trial  |
 | switch   | `to` active               | nobody on trial                                      |
+| rest     | an active version         | the same, resting                                    |
+| wake     | it rests                  | the same, not resting                                |
 | remove   | clients are sent to it    | without it; see `check_removal`                      |
+| remove   | it rests                  | the same                                             |
 """
 
 from __future__ import annotations
@@ -45,6 +51,7 @@ class Row(Value):
     active: Digest | None = None
     standby: Digest | None = None
     traffic: Traffic = _NOBODY
+    rests: bool = False
 
 
 class Change(Value):
@@ -76,6 +83,14 @@ class Roles:
         if version.digest == row.active:
             return Role.ACTIVE
         return Role.STANDBY if version.digest == row.standby else Role.CANDIDATE
+
+    def rests(self, digest: Digest) -> bool:
+        """Tell whether a version is the active one of its model, and rests."""
+        return any(row.rests and row.active == digest for row in self._rows.values())
+
+    def resting(self) -> frozenset[str]:
+        """List the models whose active version rests."""
+        return frozenset(model for model, row in self._rows.items() if row.rests)
 
     def pinned(self, label: str) -> Digest | None:
         """Find the loaded version that is written model@version; None: there is none."""
@@ -135,10 +150,20 @@ class Roles:
         del self._loaded[digest]
         after = msgspec.structs.replace(
             row,
-            active=None if digest == row.active else row.active,
+            active=None if digest == row.active and not row.rests else row.active,
             traffic=_NOBODY if is_on_trial else row.traffic,
         )
         return self._put(model, after, f"{version.label}: is not loaded any more")
+
+    def rest(self, model: str) -> Change:
+        """Note that the active version of a model is being stopped to make room for another."""
+        after = msgspec.structs.replace(self.row(model), rests=True)
+        return self._put(model, after, f"{after.active}: rests")
+
+    def wake(self, model: str) -> Change:
+        """Note that the active version of a model is loaded again."""
+        after = msgspec.structs.replace(self.row(model), rests=False)
+        return self._put(model, after, f"{after.active}: rests no more")
 
     def direct(self, model: str, traffic: Traffic) -> Change:
         """Say who is on trial.
@@ -183,7 +208,7 @@ class Roles:
 
     def _put(self, model: str, after: Row, reason: str) -> Change:
         before = self.row(model)
-        if any(version.model == model for version in self._loaded.values()):
+        if after.rests or any(version.model == model for version in self._loaded.values()):
             self._rows[model] = after
         else:
             self._rows.pop(model, None)

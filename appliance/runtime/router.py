@@ -153,14 +153,39 @@ class Router:
             return
         self._roles.check_removal(digest)
         served.book.move_unanswered()
+        await self._emptied(served, drain_s)
+        self._roles.check_removal(digest)
+        await self._stop(served)
+
+    async def rest(self, digest: Digest, *, drain_s: float) -> None:
+        """Stop the active version of a model to make room for another; it stays the active one.
+
+        From now on requests for the model are refused, to be asked again, until it is loaded and
+        `wake` says so, or another is switched to. What was let in before has drain_s to end.
+        """
+        served = self._hosting.get(digest)
+        if served is None:
+            return
+        self._direction.rest(served.version.model)
+        await self._emptied(served, drain_s)
+        await self._stop(served)
+
+    def wake(self, digest: Digest) -> None:
+        """Send requests to a loaded version again, if it is the active one and rests."""
+        served = self._hosting.get(digest)
+        if served is not None and self._roles.rests(digest):
+            self._direction.wake(served.version.model)
+
+    async def _emptied(self, served: Served, drain_s: float) -> None:
         try:
             async with asyncio.timeout(drain_s):
                 await served.book.idle.wait()
         except TimeoutError:
             self._observer.event("unloaded_undrained", model=served.version.label)
-        self._roles.check_removal(digest)
+
+    async def _stop(self, served: Served) -> None:
         task = self._hosting.stop(served.version)
-        self._direction.remove(digest)
+        self._direction.remove(served.version.digest)
         await asyncio.wait({task})
         await self._hosting.forget(served.version)
 

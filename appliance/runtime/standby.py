@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -87,8 +87,17 @@ class Standbys:
         """Say how each standby is held."""
         return tuple(_status(kept) for kept in self._kept.values())
 
-    def keep(self, loadable: Loadable) -> None:
-        """Hold a version as the standby of its model, as high as memory allows; does not block."""
+    @contextlib.asynccontextmanager
+    async def undisturbed(self) -> AsyncIterator[None]:
+        """Change no level within; begins once the change that is being made is."""
+        async with self._turn:
+            yield
+
+    def keep(self, loadable: Loadable, *, unloaded_for: str = "") -> None:
+        """Hold a version as the standby of its model, as high as memory allows; does not block.
+
+        unloaded_for: why it is not to be loaded again, but held in the page cache at most.
+        """
         version = loadable.version
         held = self._kept.get(version.model)
         if held is not None and held.loadable.version.digest == version.digest:
@@ -100,7 +109,8 @@ class Standbys:
             loadable=loadable,
             placement=Placement(self._bounds()),
             level=StandbyLevel.LOADED if is_loaded else StandbyLevel.DISK,
-            reason="",
+            level_max=StandbyLevel.CACHED if unloaded_for else StandbyLevel.LOADED,
+            reason=unloaded_for,
             since_utc_ms=utc_ms(),
         )
         self._changed.set()

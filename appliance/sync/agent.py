@@ -24,7 +24,7 @@ from appliance.contract.release import Trial
 from appliance.domain import Digest, Verdict
 from appliance.errors import ApplianceError, StoreError, SyncError
 from appliance.sync.acts import Site
-from appliance.sync.boot import serve_recorded
+from appliance.sync.boot import serve_recorded, stand_by_recorded
 from appliance.sync.conductor import Conductor
 from appliance.sync.deployment import Deployment, Serving, Undo, plan, undoing
 from appliance.sync.eligibility import (
@@ -424,6 +424,9 @@ class Agent:
             self._committed[model] = ended
         if ended.state is State.ROLLED_BACK and ended.undo is not None:
             await self.site.host.stand_by(model, None)
+        elif ended.state is State.ROLLED_BACK and ended.is_alone:  # its standby made room too
+            memory = self.journal.memory
+            await stand_by_recorded(self.site, memory, memory.serving[model])
         await self._clean()
         await self.consider()
 

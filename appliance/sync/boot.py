@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 
 from appliance import logs
-from appliance.domain import Digest, NoRoom
-from appliance.errors import ApplianceError, ModelUnloadable
+from appliance.domain import Digest
+from appliance.errors import ApplianceError
 from appliance.sync.acts import Site
 from appliance.sync.deployment import Serving
 from appliance.sync.records import Memory
@@ -26,7 +26,7 @@ async def serve_recorded(site: Site, memory: Memory, serving: Serving) -> str:
     reason = await _made_active(site, memory, serving.model, serving.active)
     if not reason:
         if serving.standby:
-            await _stand_by(site, memory, serving)
+            await stand_by_recorded(site, memory, serving)
         return ""
     _log("version_not_served", serving.model, reason)
     if not serving.standby or serving.model in memory.under_way:
@@ -44,16 +44,15 @@ async def _made_active(site: Site, memory: Memory, model: str, digest: Digest) -
     if offer is None:
         return "what it is made of is not known any more"
     try:
-        loaded = await site.host.load(await site.hosted(offer), None)
-        if isinstance(loaded, NoRoom):
-            raise ModelUnloadable(path=offer.release.label, reason="there is no room")
+        await site.host.load(await site.hosted(offer), digest)  # it served: whatever room there is
         await site.host.switch(model, digest, None)
     except ApplianceError as error:
         return str(error)
     return ""
 
 
-async def _stand_by(site: Site, memory: Memory, serving: Serving) -> None:
+async def stand_by_recorded(site: Site, memory: Memory, serving: Serving) -> None:
+    """Have the standby of a model that is written down stand by, or none."""
     offer = memory.offers.get(serving.standby)
     try:
         hosted = await site.hosted(offer) if offer is not None else None

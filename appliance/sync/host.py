@@ -39,8 +39,9 @@ class ModelHost(Protocol):
     async def load(self, hosted: HostedVersion, instead_of: Digest | None) -> Loaded | NoRoom:
         """Start a worker for a version; nobody is sent to it until `direct` or `switch` says so.
 
-        instead_of: a version that is stopped first, its file kept in the page cache; None: nothing
-        that serves is touched.
+        instead_of: a version that is stopped first, its file kept in the page cache; until another
+        is switched to or it is back, whoever asks for the model must ask again. The version itself:
+        it is loaded whatever room there is. None: nothing that serves is touched.
 
         Raises:
             ModelUnloadable: the file can't be loaded; what was stopped stays stopped.

@@ -58,7 +58,7 @@ def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedV
             for file in files
             if file.role is FileRole.ADAPTER
         },
-        memory_bytes=release.facts.memory_bytes,
+        memory_bytes=release.needs.memory_bytes,
     )
 
 

@@ -202,3 +202,25 @@ def test_whatever_is_said_somebody_loaded_serves_every_client(seed: int) -> None
             assert roles.route("demo", client, takes=anything) in loaded
         roles_held = [roles.role(one) for one in loaded.values()]
         assert roles_held.count(Role.ACTIVE) == 1
+
+
+def test_an_active_version_that_rests_stays_in_its_row_until_it_wakes_or_another_is_active() -> None:
+    roles = table(OLD)
+    roles.rest("demo")
+    roles.remove(OLD.digest)
+    assert roles.row("demo") == Row(active=OLD.digest, rests=True)
+    assert (roles.rests(OLD.digest), roles.resting()) == (True, {"demo"})
+    roles.add(NEW, active=False)
+    assert roles.route("demo", "c", takes=anything) == OLD.digest
+    roles.direct("demo", on_trial(100))
+    assert roles.route("demo", "c", takes=anything) == NEW.digest
+    roles.remove(NEW.digest)
+    assert roles.rests(OLD.digest)
+    roles.add(OLD, active=False)
+    roles.wake("demo")
+    assert roles.row("demo") == Row(active=OLD.digest)
+    roles.rest("demo")
+    roles.add(NEW, active=False)
+    assert roles.switch("demo", NEW.digest, OLD.digest).after == Row(
+        active=NEW.digest, standby=OLD.digest
+    )
