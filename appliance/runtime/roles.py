@@ -9,8 +9,8 @@ A row names the active version, the standby, which need not be loaded, and the t
 most one candidate with its percentage of the clients. Whatever else is loaded is a candidate that
 nobody is sent to: only a request that names it (model@version) reaches it.
 
-An active version may rest: it is stopped to make room for another of its model. It stays in the row,
-loaded or not, until it wakes or another is switched to, and whoever is sent to it must ask again.
+An active version may rest: it is stopped to make room for another of its model. It stays in the
+row, loaded or not, until it wakes or another is switched to; whoever is sent to it must ask again.
 
 Who is in at a percentage is decided by a hash of model, salt and client that is compared with the
 percentage: so a client that is in stays in while the percentage rises, no table of clients is kept,

@@ -58,7 +58,7 @@ class FileHost:
 
     async def load(self, hosted: HostedVersion, instead_of: Digest | None) -> Loaded | NoRoom:
         """Start a process for it."""
-        if instead_of is not None:
+        if instead_of not in (None, hosted.digest):
             await self.unload(instead_of)
         others = set(self.workers) - {hosted.digest}
         if self.mood.is_alone and others:

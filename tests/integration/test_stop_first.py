@@ -1,4 +1,4 @@
-"""Where two versions do not fit in memory together, one is stopped for the other, and comes back."""
+"""Where two versions do not fit in memory together, one is stopped for the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import Hosting
+from appliance.config import Hosting, Limits
 from appliance.domain import HostedVersion, Loaded, NoRoom, StandbyLevel, StandbyStatus, Traffic
 from appliance.errors import DeploymentRefused, ModelNotReady, ModelUnloadable
 from appliance.runtime.host import Host
@@ -26,7 +26,9 @@ class Narrow:
 
     def __init__(self, t: Trial) -> None:
         self.standbys = Standbys(t.router, SETTINGS, t.metrics)
-        self.host = Host(t.router, self.standbys, (), SETTINGS, memory_reserve_bytes=ALL_BYTES)
+        self.host = Host(
+            t.router, self.standbys, (), SETTINGS, limits=Limits(), memory_reserve_bytes=ALL_BYTES
+        )
         self._t = t
 
     @property

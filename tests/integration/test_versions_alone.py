@@ -50,7 +50,7 @@ def asked_until(daemon: RunningDaemon, done: Callable[[], bool]) -> list[Answer]
 
     def asked() -> bool:
         answers.append(call((host, int(port)), "POST", "/v1/completions", ASKED))
-        return answers[-1].status == 200 and done()  # noqa: PLR2004 - OK
+        return answers[-1].status == 200 and done()
 
     until(asked)
     return answers
@@ -87,7 +87,7 @@ def test_a_version_that_fits_only_alone_is_taken_where_the_site_allows_it(tmp_pa
                 until(lambda: load.versions[-1:] == [f"{MODEL}@2"])
             assert load.failures
             assert all("UNAVAILABLE" in failure for failure in load.failures)
-            refused = [one for one in answers if one.status != 200]  # noqa: PLR2004 - OK
+            refused = [one for one in answers if one.status != 200]
             assert refused
             assert {one.status for one in refused} == {503}
             assert all(int(one.headers["retry-after"]) > 0 for one in refused)
