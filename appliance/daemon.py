@@ -48,6 +48,7 @@ from appliance.clock import monotonic_ms, utc_ms
 from appliance.config import Config
 from appliance.domain import Client, ClientKind
 from appliance.errors import ApplianceError, ConfigError, StoreError
+from appliance.hub_versions import runs
 from appliance.hub_versions.arrival import Arrival
 from appliance.hub_versions.assembly import HubVersions
 from appliance.hub_versions.contact import Contact
@@ -69,6 +70,7 @@ STATE_MIGRATIONS = (
     *outbox.MIGRATIONS,
     *remembered.MIGRATIONS,
     *records.MIGRATIONS,
+    *runs.MIGRATIONS,
 )
 
 Progress = Callable[[str, float], None]

@@ -60,6 +60,15 @@ class ModelOutlook(Value):
     refused: Refused | None = None
 
 
+class Alert(Value):
+    """What stands that a person should look at. subject: the model, empty if it is of none."""
+
+    kind: str
+    subject: str
+    since_utc_ms: int
+    reason: str
+
+
 class SyncState(Value):
     """What is known of the hub's word, and since when; all empty where none is taken."""
 
@@ -72,6 +81,7 @@ class SyncState(Value):
     fault: str = ""
     is_linked: bool = False
     link_reason: str = ""
+    alerts: tuple[Alert, ...] = ()
 
 
 class Versions(Protocol):

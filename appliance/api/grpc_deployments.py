@@ -140,6 +140,15 @@ def _sync(state: SyncState) -> pb.SyncStatus:
         fault=state.fault,
         is_linked=state.is_linked,
         link_reason=state.link_reason,
+        alerts=[
+            pb.Alert(
+                kind=one.kind,
+                subject=one.subject,
+                since_utc_ms=one.since_utc_ms,
+                reason=one.reason,
+            )
+            for one in state.alerts
+        ],
     )
 
 

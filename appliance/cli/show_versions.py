@@ -131,6 +131,10 @@ def sync_lines(sync: SyncStatus, now_utc_ms: int) -> Iterator[str]:
     parts = [f"cohort {sync.cohort}", learnt if sync.learnt_utc_ms else "nothing learnt yet"]
     parts.append("hints come" if sync.is_linked else "no hints come, so it asks by the clock")
     yield show.printable(f"hub: {', '.join(parts)}")
+    for alert in sync.alerts:
+        what = f"{alert.kind.replace('_', ' ')} {alert.subject}".rstrip()
+        since = span(now_utc_ms - alert.since_utc_ms)
+        yield show.printable(f"  ALERT for {since}: {what}: {alert.reason}")
     if sync.is_stale:
         yield f"  STALE: expired {span(now_utc_ms - sync.expires_utc_ms)} ago; serving goes on"
     if sync.fault:

@@ -97,6 +97,15 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     refusal: Refusal | None = None
 
 
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands that a person should look at. subject: the model, empty if it is of none."""
+
+    kind: str
+    subject: str
+    since_utc_ms: int
+    reason: str
+
+
 class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the appliance has learnt from its hub, and since when; times in UTC ms, 0: never."""
 
@@ -109,6 +118,7 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     fault: str
     is_linked: bool
     link_reason: str
+    alerts: tuple[Alert, ...] = ()
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,10 +29,12 @@ from appliance.clock import BUILT_UTC_MS, monotonic_ms, utc_ms
 from appliance.config import Config
 from appliance.domain import Client, ClientKind, DrillReport, HostedVersion, Origin
 from appliance.errors import ConfigError, HubUnreachable
+from appliance.hub_versions.alerts import Alerts
 from appliance.hub_versions.checks import Checks
 from appliance.hub_versions.chores import Chores
 from appliance.hub_versions.contact import Contact
 from appliance.hub_versions.keeping import Keeping
+from appliance.hub_versions.runs import Runs
 from appliance.hub_versions.view import View
 from appliance.observe.metrics import Metrics
 from appliance.runtime.host import Host
@@ -140,7 +142,11 @@ class HubVersions:
             local_names=lambda: _local_names(router),
         )
         self._agent = Agent(settings, site, self._journal, self._beliefs, here)
-        self._chores = Chores(config.versions, self._agent, self._holding, host, router)
+        runs = Runs(state)
+        alerts = Alerts(self._agent, runs, metrics)
+        self._chores = Chores(
+            config.versions, self._agent, self._holding, host, router, metrics, runs, alerts
+        )
         self._schedule = Schedule(settings, calendar.zone, self._look)
         self._inbox: Inbox | None = None
         if settings.inbox_dir:
@@ -151,7 +157,7 @@ class HubVersions:
         if contact.identity is not None:
             self._reach(contact.identity)
         self.orders = Orders(self._agent, _recording(audit))
-        self._view = View(self._agent, self._beliefs, remembered, self._holding, contact)
+        self._view = View(self._agent, self._beliefs, remembered, self._holding, contact, alerts)
 
     @staticmethod
     def are_wanted(config: Config) -> bool:

@@ -12,6 +12,7 @@ import asyncio
 from appliance.api.deployments import KnownVersion, ModelOutlook, ShownDeployment, SyncState
 from appliance.clock import utc_ms
 from appliance.domain import Digest
+from appliance.hub_versions.alerts import Alerts
 from appliance.hub_versions.contact import Contact
 from appliance.sync.agent import Agent
 from appliance.sync.beliefs import Beliefs
@@ -33,6 +34,7 @@ class View:
         remembered: Remembered,
         holding: Holding,
         contact: Contact,
+        alerts: Alerts,
     ) -> None:
         """Look at these."""
         self._agent = agent
@@ -40,6 +42,7 @@ class View:
         self._remembered = remembered
         self._holding = holding
         self._contact = contact
+        self._alerts = alerts
 
     async def sync_state(self) -> SyncState:
         """Say what is known, and since when. Raises StoreError."""
@@ -54,6 +57,7 @@ class View:
             fault=self._agent.news_fault,
             is_linked=self._contact.is_linked,
             link_reason=self._contact.reason,
+            alerts=self._alerts.standing,
         )
 
     async def outlooks(self) -> tuple[ModelOutlook, ...]:

@@ -214,6 +214,33 @@ FAMILIES: tuple[Family, ...] = (
         "How much of the file of a model's standby is in memory, as mincore says.",
         "model",
     ),
+    _gauge(
+        "appliance_alert_standing",
+        "alerts",
+        "1 while something about versions stands that a person should look at, by kind: "
+        "rollback_drill, scrub, stranded, release_refused; subject is the model, if it is of one.",
+        "kind",
+        "subject",
+    ),
+    _gauge(
+        "appliance_rollback_drill_seconds",
+        "s",
+        "How long the last drill of a model's way back took.",
+        "model",
+    ),
+    _gauge(
+        "appliance_chore_timestamp_seconds",
+        "s",
+        "When a chore was last done, in seconds since 1970: rollback_drill of a model, or scrub.",
+        "chore",
+        "subject",
+    ),
+    _counter(
+        "appliance_files_damaged_total",
+        "files",
+        "Kept files that were damaged when they were read again; outcome is repaired or damaged.",
+        "outcome",
+    ),
     _gauge("appliance_streams_held", "streams", "Resumable streams that are held."),
     _gauge("appliance_streams_held_bytes", "bytes", "Memory of the resumable streams."),
     _counter(

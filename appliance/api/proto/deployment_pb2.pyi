@@ -136,8 +136,20 @@ class ModelOutlook(_message.Message):
     refusal: Refusal
     def __init__(self, model: _Optional[str] = ..., active: _Optional[_Union[KnownVersion, _Mapping]] = ..., standby: _Optional[_Union[KnownVersion, _Mapping]] = ..., assigned_version: _Optional[str] = ..., pinned_version: _Optional[str] = ..., is_held: _Optional[bool] = ..., deployment: _Optional[_Union[Deployment, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
+class Alert(_message.Message):
+    __slots__ = ("kind", "subject", "since_utc_ms", "reason")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_UTC_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    subject: str
+    since_utc_ms: int
+    reason: str
+    def __init__(self, kind: _Optional[str] = ..., subject: _Optional[str] = ..., since_utc_ms: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class SyncStatus(_message.Message):
-    __slots__ = ("is_on", "cohort", "sources", "learnt_utc_ms", "expires_utc_ms", "is_stale", "fault", "is_linked", "link_reason")
+    __slots__ = ("is_on", "cohort", "sources", "learnt_utc_ms", "expires_utc_ms", "is_stale", "fault", "is_linked", "link_reason", "alerts")
     IS_ON_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +159,7 @@ class SyncStatus(_message.Message):
     FAULT_FIELD_NUMBER: _ClassVar[int]
     IS_LINKED_FIELD_NUMBER: _ClassVar[int]
     LINK_REASON_FIELD_NUMBER: _ClassVar[int]
+    ALERTS_FIELD_NUMBER: _ClassVar[int]
     is_on: bool
     cohort: str
     sources: _containers.RepeatedScalarFieldContainer[str]
@@ -156,7 +169,8 @@ class SyncStatus(_message.Message):
     fault: str
     is_linked: bool
     link_reason: str
-    def __init__(self, is_on: _Optional[bool] = ..., cohort: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., learnt_utc_ms: _Optional[int] = ..., expires_utc_ms: _Optional[int] = ..., is_stale: _Optional[bool] = ..., fault: _Optional[str] = ..., is_linked: _Optional[bool] = ..., link_reason: _Optional[str] = ...) -> None: ...
+    alerts: _containers.RepeatedCompositeFieldContainer[Alert]
+    def __init__(self, is_on: _Optional[bool] = ..., cohort: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., learnt_utc_ms: _Optional[int] = ..., expires_utc_ms: _Optional[int] = ..., is_stale: _Optional[bool] = ..., fault: _Optional[str] = ..., is_linked: _Optional[bool] = ..., link_reason: _Optional[str] = ..., alerts: _Optional[_Iterable[_Union[Alert, _Mapping]]] = ...) -> None: ...
 
 class GetOverviewRequest(_message.Message):
     __slots__ = ()

@@ -10,7 +10,7 @@ from appliance.api.proto import deployment_pb2 as pb
 from appliance.cli import show_versions as shown
 from appliance.cli import versions_client
 from appliance.cli.advice import ADVICE, advice_on
-from appliance.cli.versions_client import Deployment, Download, Outlook, Refusal, SyncStatus
+from appliance.cli.versions_client import Alert, Deployment, Download, Outlook, Refusal, SyncStatus
 from appliance.sync.eligibility import Refusal as Reason
 from appliance.sync.states import ENDS, State
 
@@ -132,6 +132,19 @@ def test_what_is_stale_is_said_loudly_and_nothing_without_a_hub() -> None:
     ]
     off = msgspec.structs.replace(SYNC, is_on=False)
     assert list(shown.sync_lines(off, NOW)) == []
+
+
+def test_what_a_person_should_look_at_is_shown_with_its_age() -> None:
+    alert = Alert(
+        kind="rollback_drill",
+        subject="demo",
+        since_utc_ms=NOW - 7_200_000,
+        reason="took 900 ms, usual are 20 ms",
+    )
+    seen = msgspec.structs.replace(SYNC, alerts=(alert,))
+    assert list(shown.sync_lines(seen, NOW))[1:] == [
+        "  ALERT for 2 h: rollback drill demo: took 900 ms, usual are 20 ms"
+    ]
 
 
 def test_a_message_becomes_the_value_with_its_names() -> None:
