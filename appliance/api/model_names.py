@@ -11,9 +11,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 from appliance.domain import Client, ClientKind, ModelKind, ModelVersion, RequestId
-from appliance.errors import InvalidRequest, ModelNotServed
+from appliance.errors import InvalidRequest, ModelNotReady, ModelNotServed
 from appliance.runtime.router import Router
 
+_USE_RETRY_S = 1.0
 _DOES = {
     ModelKind.GENERATE: "generates text",
     ModelKind.EMBED: "makes embeddings",
@@ -49,6 +50,7 @@ def find(
 
     Raises:
         ModelNotServed: there is none of that name.
+        ModelNotReady: there is, and it is not in use yet, or was stopped for another.
         InvalidRequest: it is of another kind, or without a name not just one could be meant.
     """
     try:
@@ -57,6 +59,10 @@ def find(
         statuses = router.models()
         for status in statuses:
             if model in (status.version.model, status.version.label):
+                if status.kind is kind:  # its first version is here, and not put to use yet
+                    raise ModelNotReady(
+                        model=model, state="not in use yet", retry_after_s=_USE_RETRY_S
+                    ) from None
                 reason = f"'{model}' {_DOES[status.kind]} and {_DOES_NOT[kind]}"
                 raise InvalidRequest(field="model", reason=reason) from None
         if model:

@@ -7,13 +7,16 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
+from appliance.api.model_names import find
 from appliance.clock import monotonic_ms
-from appliance.config import Engine
+from appliance.config import Engine, Model
 from appliance.domain import Client, ClientKind, FinishReason, Role, Traffic
 from appliance.errors import DeploymentRefused, ModelNotReady, ModelNotServed
+from tests.integration.bench import DEMO_MODEL
 from tests.integration.trial import NEW, OLD, Asked, edition, on_trial
 
 SWITCHES = 20
@@ -113,6 +116,17 @@ def test_a_request_that_names_its_version_stays_with_it(tmp_path: Path) -> None:
             await pinned.done()
             await later.done()
             assert pinned.versions == later.versions == ["demo@1"]
+
+    asyncio.run(run())
+
+
+def test_a_first_version_that_is_not_put_to_use_yet_is_to_be_asked_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with on_trial(tmp_path) as t:
+            first = msgspec.structs.replace(edition(3), model="first")
+            await t.router.serve(first, DEMO_MODEL, Model(path=str(DEMO_MODEL)), active=False)
+            with pytest.raises(ModelNotReady, match="is not in use yet"):
+                find(t.router, "first")
 
     asyncio.run(run())
 
