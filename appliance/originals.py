@@ -2,7 +2,7 @@
 
 What this room does: loads a file in a worker of its own and asks it, greedily; writes down what was
 likely at each token (`Expectation.likely`), so that an appliance can tell how far a candidate lies
-from this original.
+from this original; and measures how far a known damage takes the original, which is the bar.
 What it knows: the engine that asks here is the one that asks there, so that a distance is of the
 weights. A pack holds the five likeliest of the first tokens: of four, a few answers decide.
 What it never does: sign, judge, or leave a worker behind.
@@ -20,14 +20,17 @@ from appliance.config import Engine, Hosting, Limits, Model
 from appliance.contract.release import LIKELY_TOKENS_MAX, Expectation, HealthPack, Likely
 from appliance.domain import Answer, Digest, ModelVersion, Origin
 from appliance.errors import ApplianceError
+from appliance.hub.noise import with_noise
 from appliance.observe.metrics import Metrics
 from appliance.runtime.host import Host
 from appliance.runtime.router import Router
 from appliance.runtime.standby import Standbys
+from appliance.sync.health import drift_of
 
 LIKELY_COUNT = 5
-DRIFT_USUAL = 0.16  # nats; see docs/adr/0023
+NOISE_USUAL = 0.03  # of each matrix's standard deviation; see docs/adr/0023
 _DIGITS = 4
+_DRIFT_MIN = 10.0**-_DIGITS  # 0 would ask for nothing
 _SERIES_MAX = 256
 _VERSION = ModelVersion(
     model="original",
@@ -74,17 +77,31 @@ async def answers_of(
     return tuple(answers)
 
 
-def measured(pack: HealthPack, answers: Sequence[Answer], drift_max: float) -> HealthPack:
-    """Write into a pack what was likely in the original's answers, and how far off one may be.
+async def measured(
+    original: Path, pack: HealthPack, scratch: Path, *, noise: float = NOISE_USUAL
+) -> HealthPack:
+    """Write into a pack what the original finds likely, and how far `noise` takes it: the bar.
+
+    noise: a share of each matrix's standard deviation. scratch: a directory with room for a copy of
+    the original while this lasts; 0.0 needs none, and gives a pack without a bar.
 
     Raises:
-        DocumentRefused: `drift_max` is out of bounds.
+        ApplianceError: it can't be loaded, or could not answer; or its matrices are quantised.
+        DocumentRefused: so much noise leaves nothing to compare.
     """
+    answers = await answers_of(original, pack.prompts)
     prompts = tuple(
         msgspec.structs.replace(prompt, likely=_likely(answer))
         for prompt, answer in zip(pack.prompts, answers, strict=True)
     )
-    return msgspec.structs.replace(pack, prompts=prompts, drift_max=drift_max)
+    pack = msgspec.structs.replace(pack, prompts=prompts, drift_max=0.0)
+    if not noise:
+        return pack
+    noisy = scratch / "noisy.gguf"
+    await asyncio.to_thread(with_noise, original, noisy, share=noise)
+    found = drift_of(pack, await answers_of(noisy, prompts))
+    noisy.unlink()
+    return msgspec.structs.replace(pack, drift_max=max(_DRIFT_MIN, round(found, _DIGITS)))
 
 
 def _likely(answer: Answer) -> tuple[Likely, ...]:

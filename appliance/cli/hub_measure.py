@@ -1,7 +1,7 @@
 """Measure a publisher's original, and hold editions of it against the measurement.
 
 What this room does: `hub measure`: a health pack in, the same pack with what was likely in the
-original's answers out; how far each edition lies from it.
+original's answers and the bar out; how far each edition lies from it.
 What it knows: both are asked by the engine that appliances have, in workers of their own.
 What it never does: sign, or need a repository.
 """
@@ -9,6 +9,7 @@ What it never does: sign, or need a repository.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 import click
@@ -41,11 +42,16 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--health", type=_FILE, required=True, help="The health pack, TOML or JSON.")
 @click.option("--out", type=_FILE, required=True, help="Where the measured pack goes, as JSON.")
 @click.option(
-    "--drift-max",
-    type=click.FloatRange(0, 100),
-    default=originals.DRIFT_USUAL,
+    "--noise-percent",
+    type=click.FloatRange(0.1, 100),
+    default=100 * originals.NOISE_USUAL,
     show_default=True,
-    help="How far a candidate may lie from ORIGINAL, in nats on average.",
+    help="Refuse what lies further from ORIGINAL than ORIGINAL with so much noise on its weights.",
+)
+@click.option(
+    "--drift-max",
+    type=click.FloatRange(0, 100, min_open=True),
+    help="The bar itself instead, in nats on average.",
 )
 @click.option("--edition", "editions", multiple=True, type=_MODEL, help="Hold it against the pack.")
 @json_option
@@ -54,27 +60,31 @@ def measure(
     original: Path,
     health: Path,
     out: Path,
-    drift_max: float,
+    noise_percent: float,
+    drift_max: float | None,
     editions: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Ask ORIGINAL the prompts of a health pack, and keep what it finds likely.
 
-    An appliance then refuses a candidate that lies further from ORIGINAL than --drift-max, also
-    where it writes the same text. ORIGINAL: the weights before they were quantised.
+    An appliance then refuses a candidate that lies too far from ORIGINAL, also where it writes the
+    same text. How far that is, is measured: a noisy copy of ORIGINAL is asked as well; it lies
+    beside --out meanwhile. ORIGINAL: the weights before they were quantised, in one file.
     """
     pack = read_part(health, HealthPack)
     if not pack.prompts:
         raise CommandFailed(f"{health}: has no prompts", USAGE)
-    pack = originals.measured(
-        pack, asyncio.run(originals.answers_of(original, pack.prompts)), drift_max
-    )
+    with tempfile.TemporaryDirectory(prefix="noisy-", dir=out.parent) as scratch:
+        noise = noise_percent / 100 if drift_max is None else 0.0
+        pack = asyncio.run(originals.measured(original, pack, Path(scratch), noise=noise))
+    if drift_max is not None:
+        pack = msgspec.structs.replace(pack, drift_max=drift_max)
     held = [_held(pack, path) for path in editions]
     write_durably(out, msgspec.json.format(msgspec.json.encode(pack), indent=1) + b"\n", mode=0o644)
     if as_json:
-        hub_options.print_json({"path": str(out), "drift_max": drift_max, "editions": held})
+        hub_options.print_json({"path": str(out), "drift_max": pack.drift_max, "editions": held})
     else:
-        click.echo(f"{out}: {len(pack.prompts)} prompts, at most {drift_max:g} nats of drift")
+        click.echo(f"{out}: {len(pack.prompts)} prompts, at most {pack.drift_max:g} nats of drift")
         for one in held:
             word = "passes" if one.passes else "would be refused"
             click.echo(

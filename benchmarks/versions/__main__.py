@@ -46,15 +46,27 @@ _PEERS = "Peers: the tools that people use for it by hand, on the same server."
 @click.option("--suite", "suites", multiple=True, type=click.Choice(list(SUITES)))
 @click.option("--short", is_flag=True, help="One round of small files: does everything work?")
 @click.option("--rounds", type=click.IntRange(min=1), help="Of every suite, instead of its own.")
+@click.option(
+    "--original",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Another model than the demo model for the suite gate: its weights in F16.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results.")
-def main(*, suites: tuple[str, ...], short: bool, rounds: int | None, out: Path | None) -> None:
+def main(
+    *,
+    suites: tuple[str, ...],
+    short: bool,
+    rounds: int | None,
+    original: Path | None,
+    out: Path | None,
+) -> None:
     """Measure versions; write versions.json, .md and .svg into the folder of --out.
 
     A part of the suites, or --short, is kept only if --out is given; what lies there of other
     suites stays, for they take long together.
     """
     chosen = tuple(suites) or tuple(SUITES)
-    results = run(chosen, short=short, rounds=rounds or 0)
+    results = run(chosen, short=short, rounds=rounds or 0, original=original)
     for verdict in results.verdicts:
         click.echo(verdict.line)
     if out or (chosen == tuple(SUITES) and not short):
@@ -85,13 +97,21 @@ def beside(path: Path, results: Results, chosen: tuple[str, ...]) -> Results:
     )
 
 
-def run(suites: tuple[str, ...], *, short: bool, rounds: int = 0) -> Results:
+def run(
+    suites: tuple[str, ...], *, short: bool, rounds: int = 0, original: Path | None = None
+) -> Results:
     """Run the suites one after another; blocks for as long as they take."""
     lost: dict[str, str] = {}
     seconds: dict[str, float] = {}
     facts = machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        bench = Bench(scratch=Path(scratch), say=click.echo, short=short, rounds_asked=rounds)
+        bench = Bench(
+            scratch=Path(scratch),
+            say=click.echo,
+            short=short,
+            rounds_asked=rounds,
+            original=original,
+        )
         for name in suites:
             began = time.monotonic()
             try:

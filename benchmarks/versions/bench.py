@@ -16,12 +16,16 @@ from benchmarks.samples import Sample
 
 @dataclass(slots=True, kw_only=True)
 class Bench:
-    """One run of some suites. `short`: does everything work, on small files, in one round?"""
+    """One run of some suites. `short`: does everything work, on small files, in one round?
+
+    original: a model for the suite `gate`, instead of the demo model.
+    """
 
     scratch: Path
     say: Callable[[str], None]
     short: bool = False
     rounds_asked: int = 0
+    original: Path | None = None
     samples: list[Sample] = field(default_factory=list)
     commands: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -95,7 +95,7 @@ def measure_caught(bench: Bench) -> None:
         with _box(place, gate.SERVED) as box, Load(box.daemon, USERS, TOKENS) as load:
             for version, make in enumerate((*makes, gate.PASSED[GENUINE]), start=2):
                 path = place / f"edition-{version}.gguf"
-                make(path)
+                make(gate.DEMO, path)
                 box.fleet.publish(str(version), path, QUICK, pack)
                 end = box.ended(str(version))
                 if version < len(makes) + 2:

@@ -41,14 +41,39 @@ def test_the_served_edition_is_near_its_original_and_a_damaged_one_is_far(
         assert main([*words, "--edition", str(DEMO / edition)]) == code
         (held,) = json.loads(capsys.readouterr().out)["editions"]
         assert held["passes"] == (code == 0)
-        assert (held["drift_nats"] < originals.DRIFT_USUAL) == (code == 0)
-    pack = read_part(out, HealthPack)
-    assert pack.drift_max == originals.DRIFT_USUAL
+        pack = read_part(out, HealthPack)
+        assert 0 < pack.drift_max < 1
+        assert (held["drift_nats"] <= pack.drift_max) == (code == 0)
     for prompt in pack.prompts:
         assert prompt.likely
         assert all(len(one.ids) == originals.LIKELY_COUNT for one in prompt.likely)
         assert all(list(one.logprobs) == sorted(one.logprobs)[::-1] for one in prompt.likely)
     assert msgspec.json.decode(out.read_bytes(), type=HealthPack) == pack
+
+
+def test_the_bar_grows_with_the_noise_it_is_measured_by_and_can_be_said_outright(
+    health: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "measured.json"
+    words = ["hub", "measure", ORIGINAL, "--health", str(health), "--out", str(out), "--json"]
+    bars = []
+    for more in (["--noise-percent", "1"], ["--noise-percent", "10"], ["--drift-max", "7"]):
+        assert main([*words, *more]) == 0
+        bars.append(json.loads(capsys.readouterr().out)["drift_max"])
+        assert read_part(out, HealthPack).drift_max == bars[-1]
+    assert bars[0] < bars[1] < bars[2] == 7
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_an_original_that_is_quantised_already_needs_the_bar_said(
+    health: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, quantised = tmp_path / "measured.json", str(DEMO / "demo-2.q8_0.gguf")
+    words = ["hub", "measure", quantised, "--health", str(health), "--out", str(out)]
+    assert main(words) != 0
+    assert "F32, F16 or BF16" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*words, "--drift-max", "0.1"]) == 0
 
 
 def test_a_pack_without_prompts_measures_nothing(

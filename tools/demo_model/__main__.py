@@ -24,11 +24,13 @@ def main() -> None:
 @_folder
 @click.option("--steps", type=int, default=None, help="Optimiser steps in all.")
 @click.option("--threads", type=int, default=None, help="Threads of PyTorch.")
-def train_command(folder: Path, steps: int | None, threads: int | None) -> None:
+@click.option("--batch-tokens", type=int, default=None, help="Tokens of one optimiser step.")
+@click.option("--seed", type=int, default=None, help="Of another model than the usual one.")
+@click.option("--layers", type=int, default=None, help="Of a smaller or larger one.")
+def train_command(folder: Path, **given: int | None) -> None:
     """Train, or go on where a stopped run was."""
     from tools.demo_model.train import train  # noqa: PLC0415 - needs torch; the corpus doesn't
 
-    given = {"steps": steps, "threads": threads}
     train(folder, **{key: value for key, value in given.items() if value is not None})
 
 
@@ -60,9 +62,10 @@ def evaluate_command(folder: Path, target: Path) -> None:
     trail = json.loads((folder / "trail.json").read_text())
     kept = chats[: evaluate.KEPT_COUNT]
     evaluate.write_kept(kept, target / "heldout.jsonl")
+    shape = Shape(**trail.get("shape", {}))
     facts = {
-        "description": DESCRIPTION, "layers": Shape().layers, "width": Shape().width,
-        "vocabulary": Shape().vocabulary, "seed": trail["plan"]["seed"],
+        "description": DESCRIPTION, "layers": shape.layers, "width": shape.width,
+        "vocabulary": shape.vocabulary, "seed": trail["plan"]["seed"],
         "steps": trail["plan"]["steps"], "minutes": trail["trail"][-1]["spent_s"] / 60,
         "count": evaluate.COUNT, "kept": len(kept), "damaged": f"`{DAMAGED_TENSOR}`",
     }  # fmt: skip

@@ -138,6 +138,11 @@ def chosen_steps(folder: Path, low: float = 0.80, high: float = 0.90) -> tuple[i
     return int(early["step"]), int(trail[-1]["step"])
 
 
+def shape_of(folder: Path) -> Shape:
+    """Read the sizes of the network that was trained; of a training before they were kept, ours."""
+    return Shape(**json.loads((folder / "trail.json").read_text()).get("shape", {}))
+
+
 def load_weights(folder: Path, step: int) -> Weights:
     """Load the averaged weights that the training kept at a step."""
     held: Weights = torch.load(folder / f"weights-{step:06d}.pt")
@@ -167,7 +172,7 @@ def export_all(folder: Path, target: Path) -> list[Path]:
                 quantisation=quantisation,
                 path=path,
             ),
-            Shape(),
+            shape_of(folder),
         )
         written.append(path)
     return written

@@ -236,7 +236,14 @@ class Run:
         self.trail.append({"step": self.step, "exact": exact, "spent_s": self.spent_s})
         torch.save(self.average, self.folder / f"weights-{self.step:06d}.pt")
         (self.folder / "trail.json").write_text(
-            json.dumps({"plan": asdict(self.plan), "trail": self.trail}, indent=1)
+            json.dumps(
+                {
+                    "plan": asdict(self.plan),
+                    "shape": asdict(self.model.shape),
+                    "trail": self.trail,
+                },
+                indent=1,
+            )
         )
         self.save()
         return exact
@@ -270,6 +277,7 @@ class Run:
         print(f"step {self.step}  held-out exact {self.keep():.3f}", flush=True)
 
 
-def train(folder: Path, **changes: Any) -> None:  # noqa: ANN401 - fields of Plan
+def train(folder: Path, *, layers: int | None = None, **changes: Any) -> None:  # noqa: ANN401 - fields of Plan
     """Run or go on with the training in `folder`."""
-    Run(folder, Plan(**changes), Shape()).train()
+    shape = Shape() if layers is None else Shape(layers=layers)
+    Run(folder, Plan(**changes), shape).train()
