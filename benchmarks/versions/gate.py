@@ -11,11 +11,15 @@ What it never does: tell the checks which edition is which.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import math
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 from gguf import LlamaFileType
@@ -37,7 +41,8 @@ ORIGINAL, SERVED = MODELS / "demo-2.f16.gguf", MODELS / "demo-2.q8_0.gguf"
 PROMPTS = 32
 PASS_RATIO_MIN = 0.9
 _SEEDS = (1, 2, 3)
-_FURTHER_SEEDS = range(201, 211)  # the bar was chosen without them
+_FURTHER = "5 % noise, seeds not looked at before"
+_FURTHER_SEEDS = range(201, 211)  # the noise for the bar was chosen without them
 _NOISE = 0.05
 _ONE, _OTHER = "blk.0.ffn_down.weight", "blk.2.ffn_down.weight"
 
@@ -52,6 +57,7 @@ class Subject:
 
 
 Make = Callable[[Subject, Path], None]
+_Found: TypeAlias = dict[str, float]
 DEMO = Subject(original=ORIGINAL, served=SERVED)
 
 
@@ -80,9 +86,6 @@ PASSED: dict[str, Make] = {
     "Q8_0 of the same weights": _quantised(LlamaFileType.MOSTLY_Q8_0),
     "Q6_K of the same weights": _quantised(LlamaFileType.MOSTLY_Q6_K),
 }
-FURTHER: dict[str, Make] = {
-    f"5 % noise, seed {seed}, not looked at before": _noise(seed) for seed in _FURTHER_SEEDS
-}
 # Measured and shown, held against no bar: how far is how much?
 SHOWN: dict[str, Make] = {
     "Q5_K_M of the same weights": _quantised(LlamaFileType.MOSTLY_Q5_K_M),
@@ -99,7 +102,7 @@ SHOWN: dict[str, Make] = {
 BARS: tuple[Bar, ...] = (
     *(
         Bar(suite=SUITE, case=case, metric="refused", side=OURS, at_least=1.0, exact=True)
-        for case in REFUSED | FURTHER
+        for case in (*REFUSED, _FURTHER)
     ),
     *(
         Bar(suite=SUITE, case=case, metric="refused", side=OURS, at_most=0.0, exact=True)
@@ -127,14 +130,7 @@ def measure(bench: Bench) -> None:
         added_bytes=float(len(msgspec.json.encode(pack)) - len(msgspec.json.encode(bare))),
     )
     for number in bench.rounds(1):
-        desk = Desk(bench.scratch / f"gate-{number}", [MODEL])
-        editions = REFUSED | PASSED | ({} if bench.short else FURTHER | SHOWN)
-        for sequence, (case, make) in enumerate(editions.items(), start=1):
-            path = bench.scratch / "edition.gguf"
-            make(of, path)
-            found = _checked(desk, pack, str(sequence), path)
-            path.unlink()
-            bench.keep(SUITE, case, OURS, number, **found)
+        _round(bench, of, pack, number)
 
 
 def health_pack(of: Subject = DEMO) -> HealthPack:
@@ -151,13 +147,41 @@ def health_pack(of: Subject = DEMO) -> HealthPack:
         return asyncio.run(originals.measured(of.original, pack, Path(scratch)))
 
 
+def _round(bench: Bench, of: Subject, pack: HealthPack, number: int) -> None:
+    desk = Desk(bench.scratch / f"gate-{number}", [MODEL])
+    versions = itertools.count(1)
+
+    def found(make: Make) -> _Found:
+        path = bench.scratch / "edition.gguf"
+        make(of, path)
+        metrics = _checked(desk, pack, str(next(versions)), path)
+        path.unlink()
+        return metrics
+
+    for case, make in (REFUSED | PASSED | ({} if bench.short else SHOWN)).items():
+        bench.keep(SUITE, case, OURS, number, **found(make))
+    seeds = _FURTHER_SEEDS[: 1 if bench.short else None]
+    further = [found(_noise(seed)) for seed in seeds]
+    bench.keep(
+        SUITE,
+        _FURTHER,
+        OURS,
+        number,
+        refused=sum(one["refused"] for one in further) / len(further),
+        drift_nats=statistics.mean(one["drift_nats"] for one in further),
+        drift_nats_min=min(one["drift_nats"] for one in further),
+        drift_nats_max=max(one["drift_nats"] for one in further),
+        seeds=float(len(further)),
+    )
+
+
 def _another(original: Path, scratch: Path) -> Subject:
     served = scratch / "served.gguf"
     damaged.quantised(original, served, LlamaFileType.MOSTLY_Q8_0)
     return Subject(original=original, served=served, knows_task=False)
 
 
-def _checked(desk: Desk, pack: HealthPack, version: str, path: Path) -> dict[str, float]:
+def _checked(desk: Desk, pack: HealthPack, version: str, path: Path) -> _Found:
     release = desk.publish(Intent(model=MODEL, version=version, weights=(path,), health=pack))
     answers = asyncio.run(originals.answers_of(path, release.health.prompts))
     loaded = Loaded(
@@ -168,8 +192,6 @@ def _checked(desk: Desk, pack: HealthPack, version: str, path: Path) -> dict[str
     )
     said = gate(release.health, release.facts, loaded, answers, ())
     right = [not check(*pair) for pair in zip(release.health.prompts, answers, strict=True)]
-    return {
-        "refused": float(not said.ok),
-        "drift_nats": drift_of(release.health, answers),
-        "right_percent": 100 * sum(right) / len(right),
-    }
+    found = {"refused": float(not said.ok), "right_percent": 100 * sum(right) / len(right)}
+    drift = drift_of(release.health, answers)
+    return found | ({"drift_nats": drift} if math.isfinite(drift) else {})  # JSON has no infinity
