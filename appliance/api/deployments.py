@@ -37,6 +37,7 @@ class KnownVersion(Value):
     digest: Digest
     publisher: str
     sequence: int
+    quantisation: str
 
 
 class ShownDeployment(Value):

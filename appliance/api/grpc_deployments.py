@@ -178,6 +178,7 @@ def _known(known: KnownVersion | None) -> pb.KnownVersion | None:
         digest=known.digest,
         publisher=known.publisher,
         sequence=known.sequence,
+        quantisation=known.quantisation,
     )
 
 
@@ -199,6 +200,7 @@ def _deployment(shown: ShownDeployment) -> pb.Deployment:
         deadline_utc_ms=one.deadline_utc_ms,
         waiting_for=shown.waiting_for,
         download=_download(shown.download),
+        quantisation=one.quantisation,
     )
 
 

@@ -75,7 +75,7 @@ def picture(deployments: Sequence[Deployment], now_utc_ms: int) -> Group:
     """Draw deployments, the newest first, and the download of each that fetches."""
     table = Table(box=None, pad_edge=False)
     table.add_column("ID", justify="right", no_wrap=True)
-    for heading in ("VERSION", "STATE", "SINCE"):
+    for heading in ("VERSION", "EDITION", "STATE", "SINCE"):
         table.add_column(heading, no_wrap=True)
     table.add_column("WHY", ratio=1)
     bars: list[RenderableType] = []
@@ -83,6 +83,7 @@ def picture(deployments: Sequence[Deployment], now_utc_ms: int) -> Group:
         table.add_row(
             str(one.id),
             Text(show.printable(one.label)),
+            Text(show.printable(one.quantisation)),
             Text(state_of(one), style=_COLOURS.get(one.state, "cyan")),
             span(now_utc_ms - one.entered_utc_ms),
             Text(show.printable(why(one))),
@@ -112,6 +113,8 @@ def outlook_lines(outlook: Outlook) -> Iterator[str]:
     if outlook.is_held:
         parts.append("held")
     yield show.printable(f"{outlook.model}: {', '.join(parts)}")
+    if outlook.active and outlook.active.quantisation:
+        yield show.printable(f"  the edition that serves: {outlook.active.quantisation}")
     if outlook.deployment is not None and not outlook.deployment.has_ended:
         yield f"  under way: {line_of(outlook.deployment)}"
     refusal = outlook.refusal

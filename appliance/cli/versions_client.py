@@ -54,6 +54,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     entered_utc_ms: int
     deadline_utc_ms: int
     waiting_for: str
+    quantisation: str
     download: Download | None = None
 
     @property
@@ -74,6 +75,7 @@ class KnownVersion(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     publisher: str
     sequence: int
+    quantisation: str
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,6 +70,24 @@ class Deployments(Section):
     needs_approval: Annotated[
         bool, Meta(description="Whether a person must approve each version before users meet it.")
     ] = False
+    quantisations: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Meta(
+                    pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+                ),
+            ],
+            ...,
+        ],
+        Meta(
+            max_length=64,
+            description=(
+                'The edition that is taken of a model, such as "demo=Q4_K_M"; of other models the '
+                "first that fits into memory, in their publisher's order."
+            ),
+        ),
+    ] = ()
     may_stop_active: Annotated[
         bool,
         Meta(

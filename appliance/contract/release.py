@@ -268,6 +268,16 @@ class Release(Document, frozen=True, tag="release"):
             dict.fromkeys(f.quantisation for f in self.files if f.role is FileRole.WEIGHTS)
         )
 
+    def needed_bytes(self, quantisation: str) -> int:
+        """Say how much memory an edition needs, at least that of its files.
+
+        What is stated holds for the preferred edition; others differ by the size of their weights.
+        """
+        stated = self.needs.memory_bytes or self.facts.memory_bytes
+        own = sum(file.blob.length for file in self.edition(quantisation))
+        preferred = sum(file.blob.length for file in self.edition(self.quantisations[0]))
+        return max(own, stated + own - preferred)
+
     def edition(self, quantisation: str) -> tuple[ReleaseFile, ...]:
         """Pick the files of one edition: its weights in order, and every adapter."""
         return tuple(

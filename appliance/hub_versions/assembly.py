@@ -37,6 +37,7 @@ from appliance.hub_versions.keeping import Keeping
 from appliance.hub_versions.runs import Runs
 from appliance.hub_versions.view import View
 from appliance.observe.metrics import Metrics
+from appliance.runtime.devices import available_bytes
 from appliance.runtime.host import Host
 from appliance.runtime.router import Router
 from appliance.runtime.standby import Standbys
@@ -140,6 +141,8 @@ class HubVersions:
             appliance_version=program,
             memory_bytes=psutil.virtual_memory().total,
             local_names=lambda: _local_names(router),
+            free_bytes=lambda: _free_bytes(config.engine.memory_reserve_bytes),
+            editions=dict(one.split("=", 1) for one in settings.quantisations),
         )
         self._agent = Agent(settings, site, self._journal, self._beliefs, here)
         runs = Runs(state)
@@ -341,6 +344,11 @@ class HubVersions:
 def _tls_of(url: str) -> ssl.SSLContext | None:
     """Choose how a mirror is spoken to: as this machine trusts others, or in the clear."""
     return ssl.create_default_context() if url.startswith("https://") else None
+
+
+def _free_bytes(reserve_bytes: int) -> int | None:
+    available = available_bytes()
+    return None if available is None else max(0, available - reserve_bytes)
 
 
 def _local_names(router: Router) -> frozenset[str]:

@@ -47,8 +47,7 @@ class Checks:
         Raises:
             BlobCorrupt: names the file that is none we could serve, and why.
         """
-        release = offer.release
-        files = release.edition(release.quantisations[0])
+        files = offer.files
         async with self._turn:
             head = await in_thread(self._check_files, offer, files)
             template = head.metadata.get(_TEMPLATE)

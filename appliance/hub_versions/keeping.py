@@ -83,11 +83,11 @@ class Keeping:
                 version=one.version,
                 age=age,
                 in_use=one.digest in named,
-                blobs=_blobs(release),
+                blobs=_blobs(release, one.quantisation),
             )
         return list(found.values())
 
 
-def _blobs(release: Release) -> tuple[BlobRef, ...]:
-    files = release.edition(release.quantisations[0])
+def _blobs(release: Release, quantisation: str) -> tuple[BlobRef, ...]:
+    files = release.edition(quantisation or release.quantisations[0])
     return tuple(blob for file in files for blob in (file.blob, file.chunk_map))

@@ -99,6 +99,7 @@ class View:
             digest=digest,
             publisher=offer.publisher,
             sequence=offer.release.sequence,
+            quantisation=offer.edition,
         )
 
     def _shown(self, deployment: Deployment) -> ShownDeployment:

@@ -142,8 +142,7 @@ class Acts:
         return self.happened(Event.STARTED)
 
     async def _fetch(self, now: Deployment) -> Happening:
-        release = self._offer(now).release
-        files = release.edition(release.quantisations[0])
+        files = self._offer(now).files
         while True:
             try:
                 await self._site.blobs.fetch(files, self._progress)

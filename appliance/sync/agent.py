@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -27,6 +27,7 @@ from appliance.sync.acts import Site
 from appliance.sync.boot import serve_recorded, stand_by_recorded
 from appliance.sync.conductor import Conductor
 from appliance.sync.deployment import Deployment, Serving, Undo, plan, undoing
+from appliance.sync.editions import Room
 from appliance.sync.eligibility import (
     Eligible,
     Local,
@@ -46,13 +47,23 @@ from appliance.sync.states import Event, State
 _HEX_AFTER = len("sha256:")
 
 
+def _not_known() -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Here:
-    """What this appliance is. local_names: models that are files of the operator's own."""
+    """What this appliance is. local_names: models that are files of the operator's own.
+
+    free_bytes: reads what a version may take beside what is loaded; None: not known. editions: the
+    quantisation that the operator wants, by model.
+    """
 
     appliance_version: str
     memory_bytes: int
     local_names: Callable[[], frozenset[str]]
+    free_bytes: Callable[[], int | None] = _not_known
+    editions: Mapping[str, str] = field(default_factory=dict)
 
 
 class Agent:
@@ -184,7 +195,10 @@ class Agent:
             utc_ms=self.site.utc_ms(),
             reason=reason,
         )
-        self._carry(msgspec.structs.replace(deployment, id=self.journal.new_id()), offer=offer)
+        deployment = msgspec.structs.replace(
+            deployment, id=self.journal.new_id(), quantisation=offer.quantisation
+        )
+        self._carry(deployment, offer=offer)
 
     # --- the start ---
 
@@ -343,7 +357,7 @@ class Agent:
             self.trust.standing(model),
             self.journal.memory.serving.get(model, Serving(model=model)),
             self.journal.memory.wishes.get(model, Wish()),
-            self._local(),
+            self._local(model),
             is_halted=is_halted,
             utc_ms=self.site.utc_ms(),
         )
@@ -369,6 +383,9 @@ class Agent:
 
     def _begin(self, decision: Eligible, offer: Offer) -> None:
         release = decision.release
+        known = self.journal.memory.offers.get(decision.digest)  # its files are here already
+        edition = known.quantisation if known is not None else decision.quantisation
+        offer = msgspec.structs.replace(offer, quantisation=edition)
         serving = self.journal.memory.serving.get(release.model, Serving(model=release.model))
         deployment = plan(
             model=release.model,
@@ -376,11 +393,22 @@ class Agent:
             digest=decision.digest,
             previous=serving.active,
             strategy=decision.strategy,
+            quantisation=edition,
             utc_ms=self.site.utc_ms(),
         )
         self._carry(msgspec.structs.replace(deployment, id=self.journal.new_id()), offer=offer)
 
-    def _local(self) -> Local:
+    def _room(self, model: str) -> Room:
+        memory = self.journal.memory
+        serving = memory.serving.get(model, Serving(model=model))
+        active = memory.offers.get(serving.active)
+        return Room(
+            free_bytes=self._here.free_bytes(),
+            freed_bytes=active.needed_bytes if active is not None else 0,
+            wanted=self._here.editions.get(model, ""),
+        )
+
+    def _local(self, model: str) -> Local:
         memory, settings = self.journal.memory, self._settings
         return Local(
             appliance_version=self._here.appliance_version,
@@ -392,6 +420,7 @@ class Agent:
             local_names=self._here.local_names(),
             needs_approval=settings.needs_approval,
             may_stop_first=settings.may_stop_active,
+            room=self._room(model),
         )
 
     # --- carrying ---

@@ -70,7 +70,8 @@ class Deployment(Value):
     SHIFTING. entries: into states that the budget counts. is_alone: the active version is stopped
     for it. deadline_utc_ms: counted from its first loading. cause: the event or `Undo` that ended
     its way forward. undo: set where it was born to leave a committed version. baseline: what was
-    last measured of the previous version.
+    last measured of the previous version. quantisation: the edition of its files; empty: the
+    preferred one.
     """
 
     id: int
@@ -92,6 +93,7 @@ class Deployment(Value):
     entered_utc_ms: int = 0
     deadline_utc_ms: int = 0
     baseline: Measures = Measures()
+    quantisation: str = ""
 
     @property
     def label(self) -> str:
@@ -213,6 +215,7 @@ def plan(
     digest: Digest,
     previous: Digest,
     strategy: Strategy,
+    quantisation: str = "",
     utc_ms: int,
 ) -> Deployment:
     """Begin a deployment; its id is given when it is first saved."""
@@ -223,6 +226,7 @@ def plan(
         digest=digest,
         previous=previous,
         strategy=strategy,
+        quantisation=quantisation,
         created_utc_ms=utc_ms,
         entered_utc_ms=utc_ms,
     )

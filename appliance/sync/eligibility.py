@@ -21,6 +21,7 @@ from appliance.contract.release import Release, Strategy
 from appliance.contract.standing import Standing
 from appliance.domain import Digest, Value
 from appliance.sync.deployment import Serving
+from appliance.sync.editions import NoEdition, Room, allowed, choose, least_bytes
 
 _PART_DIGITS_MAX = 9
 
@@ -34,7 +35,8 @@ class Refusal(enum.Enum):
     BELOW_FLOOR = "below_floor"  # its publisher withdrew all versions this old: nobody
     REVOKED = "revoked"  # its publisher withdrew it: nobody
     APPLIANCE_TOO_OLD = "appliance_too_old"  # an upgrade of this program
-    TOO_LITTLE_MEMORY = "too_little_memory"  # a larger machine
+    TOO_LITTLE_MEMORY = "too_little_memory"  # a larger machine, or less on it
+    NO_SUCH_EDITION = "no_such_edition"  # the operator named one that it does not have: he
     QUARANTINED = "quarantined"  # it failed here, or the operator cancelled it: he
     ATTEMPTS_SPENT = "attempts_spent"  # tried and not finished too often: the operator
     PINNED = "pinned"  # the operator wants another version: he
@@ -62,7 +64,8 @@ class Attempts(Value):
 class Local(Value):
     """What this appliance is and remembers. memory_bytes: all it may use for models; 0: unknown.
 
-    quarantined: reason by digest. attempts: by digest. retry_s: doubled with each attempt.
+    quarantined: reason by digest. attempts: by digest. retry_s: doubled with each attempt. room:
+    for a version of the model that is decided about.
     """
 
     appliance_version: str
@@ -74,6 +77,7 @@ class Local(Value):
     local_names: frozenset[str] = frozenset()
     needs_approval: bool = False
     may_stop_first: bool = False
+    room: Room = Room()
 
 
 class Refused(Value):
@@ -85,11 +89,15 @@ class Refused(Value):
 
 
 class Eligible(Value):
-    """What applies now, with the strategy that holds: the director's, and this site's on top."""
+    """What applies now, with the strategy that holds: the director's, and this site's on top.
+
+    quantisation: the edition that suits this machine.
+    """
 
     release: Release
     digest: Digest
     strategy: Strategy
+    quantisation: str = ""
 
 
 def digest_of(release_sha256: str) -> Digest:
@@ -123,7 +131,17 @@ def eligible(
     refused = next(reasons, None)
     if refused is not None:
         return refused
-    return Eligible(release=release, digest=digest, strategy=strategy_of(assigned, release, local))
+    strategy = strategy_of(assigned, release, local)
+    edition = choose(release, local.room, may_stop=strategy.stop_then_start)
+    if isinstance(edition, NoEdition):
+        if not edition.is_known:
+            return Refused(refusal=Refusal.NO_SUCH_EDITION, reason=edition.reason)
+        return Refused(
+            refusal=Refusal.TOO_LITTLE_MEMORY,
+            reason=edition.reason,
+            retry_utc_ms=utc_ms + round(local.retry_s * 1000),
+        )
+    return Eligible(release=release, digest=digest, strategy=strategy, quantisation=edition)
 
 
 def withdrawn(
@@ -188,10 +206,11 @@ def _for_here(release: Release, digest: Digest, wish: Wish, local: Local) -> Ite
             refusal=Refusal.APPLIANCE_TOO_OLD,
             reason=f"it needs version {release.needs.appliance_min} of this program",
         )
-    if 0 < local.memory_bytes < release.needs.memory_bytes:
+    needed = least_bytes(release, allowed(release, local.room.wanted))
+    if 0 < local.memory_bytes < needed:
         yield Refused(
             refusal=Refusal.TOO_LITTLE_MEMORY,
-            reason=f"it needs {release.needs.memory_bytes} bytes of {local.memory_bytes}",
+            reason=f"it needs {needed} bytes of memory, this machine has {local.memory_bytes}",
         )
     if digest in local.quarantined:
         yield Refused(refusal=Refusal.QUARANTINED, reason=local.quarantined[digest])

@@ -129,11 +129,30 @@ class Blobs(Protocol):
 
 
 class Offer(Value):
-    """A verified release: its document, the digest of that document, and who signed it."""
+    """A verified release: its document, the digest of that document, and who signed it.
+
+    quantisation: the edition that was chosen for this appliance; empty: the preferred one.
+    """
 
     release: Release
     digest: Digest
     publisher: str
+    quantisation: str = ""
+
+    @property
+    def files(self) -> tuple[ReleaseFile, ...]:
+        """Pick the files that this appliance takes: weights in their order, and adapters."""
+        return self.release.edition(self.edition)
+
+    @property
+    def edition(self) -> str:
+        """Name the edition that this appliance takes."""
+        return self.quantisation or self.release.quantisations[0]
+
+    @property
+    def needed_bytes(self) -> int:
+        """Say how much memory it needs."""
+        return self.release.needed_bytes(self.edition)
 
 
 class Trust(Protocol):

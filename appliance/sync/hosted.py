@@ -32,7 +32,7 @@ def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedV
         DiskFull, DiskRefused: they can't be made.
     """
     release = offer.release
-    files = release.edition(release.quantisations[0])
+    files = offer.files
     directory = root / offer.digest.removeprefix(_PREFIX)
     links = {file.name: path_of(file.blob.sha256) for file in files}
     if _links(directory) != links:
@@ -58,7 +58,7 @@ def laid_out(root: Path, offer: Offer, path_of: Callable[[str], str]) -> HostedV
             for file in files
             if file.role is FileRole.ADAPTER
         },
-        memory_bytes=release.needs.memory_bytes,
+        memory_bytes=offer.needed_bytes if release.needs.memory_bytes else 0,
     )
 
 

@@ -177,7 +177,7 @@ class Journal:
     def roots(self) -> frozenset[str]:
         """List the blobs that must stay, in hex: of all versions that are named."""
         offers = [self.memory.offers[d] for d in self.memory.named() if d in self.memory.offers]
-        files = [file for offer in offers for file in offer.release.files]
+        files = [file for offer in offers for file in offer.files]
         return frozenset(blob.sha256 for file in files for blob in (file.blob, file.chunk_map))
 
     # --- memory ---

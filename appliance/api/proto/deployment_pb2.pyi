@@ -61,7 +61,7 @@ class DownloadProgress(_message.Message):
     def __init__(self, total_bytes: _Optional[int] = ..., verified_bytes: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., seeded_bytes: _Optional[int] = ..., bytes_per_s: _Optional[float] = ..., seconds_left: _Optional[float] = ..., stopped_by: _Optional[str] = ...) -> None: ...
 
 class Deployment(_message.Message):
-    __slots__ = ("id", "model", "version", "digest", "previous_digest", "state", "percent", "reason", "cause", "undo", "created_utc_ms", "entered_utc_ms", "deadline_utc_ms", "waiting_for", "download")
+    __slots__ = ("id", "model", "version", "digest", "previous_digest", "state", "percent", "reason", "cause", "undo", "created_utc_ms", "entered_utc_ms", "deadline_utc_ms", "waiting_for", "download", "quantisation")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class Deployment(_message.Message):
     DEADLINE_UTC_MS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_FIELD_NUMBER: _ClassVar[int]
+    QUANTISATION_FIELD_NUMBER: _ClassVar[int]
     id: int
     model: str
     version: str
@@ -92,19 +93,22 @@ class Deployment(_message.Message):
     deadline_utc_ms: int
     waiting_for: str
     download: DownloadProgress
-    def __init__(self, id: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., previous_digest: _Optional[str] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., percent: _Optional[float] = ..., reason: _Optional[str] = ..., cause: _Optional[str] = ..., undo: _Optional[str] = ..., created_utc_ms: _Optional[int] = ..., entered_utc_ms: _Optional[int] = ..., deadline_utc_ms: _Optional[int] = ..., waiting_for: _Optional[str] = ..., download: _Optional[_Union[DownloadProgress, _Mapping]] = ...) -> None: ...
+    quantisation: str
+    def __init__(self, id: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., previous_digest: _Optional[str] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., percent: _Optional[float] = ..., reason: _Optional[str] = ..., cause: _Optional[str] = ..., undo: _Optional[str] = ..., created_utc_ms: _Optional[int] = ..., entered_utc_ms: _Optional[int] = ..., deadline_utc_ms: _Optional[int] = ..., waiting_for: _Optional[str] = ..., download: _Optional[_Union[DownloadProgress, _Mapping]] = ..., quantisation: _Optional[str] = ...) -> None: ...
 
 class KnownVersion(_message.Message):
-    __slots__ = ("version", "digest", "publisher", "sequence")
+    __slots__ = ("version", "digest", "publisher", "sequence", "quantisation")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PUBLISHER_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    QUANTISATION_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     publisher: str
     sequence: int
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., publisher: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
+    quantisation: str
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., publisher: _Optional[str] = ..., sequence: _Optional[int] = ..., quantisation: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason", "retry_utc_ms")

@@ -39,6 +39,7 @@ DEPLOYMENT = Deployment(
     entered_utc_ms=NOW - 5_000,
     deadline_utc_ms=0,
     waiting_for="",
+    quantisation="Q4_K_M",
 )
 SYNC = SyncStatus(
     is_on=True,

@@ -65,16 +65,31 @@ class Hub:
         self.is_down = False
 
     def publish(
-        self, version: str, strategy: Strategy = QUICK, health: HealthPack | None = None
+        self,
+        version: str,
+        strategy: Strategy = QUICK,
+        health: HealthPack | None = None,
+        *,
+        smaller: bool = False,
     ) -> None:
+        """Publish a file of one byte; smaller: after a first edition of a hundred."""
         blob = BlobRef(sha256=f"{int(version):064d}", length=1)
+        large = BlobRef(sha256=f"{int(version):063d}f", length=100)
+        weights = [("m.gguf", blob, "Q4_0" if smaller else "")]
+        if smaller:
+            weights.insert(0, ("large.gguf", large, "Q8_0"))
         release = Release(
             schema=1,
             model=MODEL,
             version=version,
             sequence=int(version),
             issued_utc_ms=0,
-            files=(ReleaseFile(name="m.gguf", role=FileRole.WEIGHTS, blob=blob, chunk_map=blob),),
+            files=tuple(
+                ReleaseFile(
+                    name=name, role=FileRole.WEIGHTS, blob=one, chunk_map=one, quantisation=edition
+                )
+                for name, one, edition in weights
+            ),
             facts=Facts(
                 architecture="llama",
                 parameters_count=1,
@@ -201,6 +216,8 @@ class Box:
         self.alerts: list[Deployment] = []
         self.now_ms = 1_800_000_000_000.0
         self.closed = ""
+        self.free_bytes: int | None = None
+        self.editions: dict[str, str] = {}
         self._directory = directory
         self._settings = settings
 
@@ -217,7 +234,13 @@ class Box:
             self._site(journal),
             journal,
             self.hub,
-            Here(appliance_version="0.1.0", memory_bytes=0, local_names=frozenset),
+            Here(
+                appliance_version="0.1.0",
+                memory_bytes=0,
+                local_names=frozenset,
+                free_bytes=lambda: self.free_bytes,
+                editions=self.editions,
+            ),
         )
         orders = Orders(agent, lambda *row: self.record.append(row))
         try:

@@ -20,6 +20,7 @@ from appliance.contract.release import (
 from appliance.contract.standing import Revoked, Standing
 from appliance.domain import Digest
 from appliance.sync.deployment import Serving
+from appliance.sync.editions import Room
 from appliance.sync.eligibility import (
     Attempts,
     Eligible,
@@ -100,6 +101,7 @@ CASES = {
     ),
     Refusal.APPLIANCE_TOO_OLD: Case(local=local(appliance_version="0.0.9")),
     Refusal.TOO_LITTLE_MEMORY: Case(local=local(memory_bytes=99)),
+    Refusal.NO_SUCH_EDITION: Case(local=local(room=Room(wanted="Q2_K"))),
     Refusal.QUARANTINED: Case(local=local(quarantined={DIGEST: "it failed"})),
     Refusal.ATTEMPTS_SPENT: Case(local=local(attempts={DIGEST: Attempts(count=3)})),
     Refusal.PINNED: Case(wish=Wish(pinned="1")),
