@@ -111,6 +111,7 @@ def test_an_operator_follows_orders_refuses_and_goes_back(place: Place, run: Run
     assert run("deployments", *WAIT)[0] == 0
     newest = read(run, "deployments", "--count", "1")["deployments"][0]
     assert (newest["version"], newest["state"]) == ("2", "committed")
+    assert newest["quantisation"] == outlook(run)["active"]["quantisation"] == "Q8_0"
     drill = read(run, "drill", MODEL)
     assert (drill["label"], drill["reason"]) == (f"{MODEL}@1", "")
     assert drill["accepted_ms"] > 0
@@ -129,7 +130,7 @@ def test_an_operator_follows_orders_refuses_and_goes_back(place: Place, run: Run
     assert run("cancel", MODEL)[0] == 0
     assert run("deployments", *WAIT)[0] == 0
     _, out, _ = run("deployments")
-    assert out.splitlines()[0].split() == ["ID", "VERSION", "STATE", "SINCE", "WHY"]
+    assert out.splitlines()[0].split() == ["ID", "VERSION", "EDITION", "STATE", "SINCE", "WHY"]
     assert "cancelled by" in out
 
 

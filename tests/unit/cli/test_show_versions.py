@@ -105,8 +105,8 @@ def test_the_picture_has_a_row_for_each_and_a_bar_for_each_download() -> None:
     with console.capture() as out:
         console.print(shown.picture((fetching, DEPLOYMENT), NOW))
     lines = out.get().splitlines()
-    assert lines[1].split()[:4] == ["8", "demo@2", "fetching", "5"]
-    assert lines[2].split()[:3] == ["7", "demo@2", "shadowing"]
+    assert lines[1].split()[:5] == ["8", "demo@2", "Q4_K_M", "fetching", "5"]
+    assert lines[2].split()[:4] == ["7", "demo@2", "Q4_K_M", "shadowing"]
     assert lines[3].strip().endswith("25%")
 
 
