@@ -11,6 +11,7 @@ version, so its files stay the same ones.
 | is not known                                        | the first                               |
 | suffices beside what is loaded                      | the first that fits                     |
 | suffices once the active one stops, and it may stop | the first that fits                     |
+| does not suffice even then, and it may stop         | the smallest: only stopping shows it    |
 | does not suffice                                    | none                                    |
 """
 
@@ -64,8 +65,10 @@ def choose(release: Release, room: Room, *, may_stop: bool) -> str | NoEdition:
         for one in editions:
             if release.needed_bytes(one) <= free_bytes:
                 return one
+    if may_stop:  # that a machine has as much at all was seen to before
+        return min(editions, key=release.needed_bytes)
     needed = least_bytes(release, editions)
-    return NoEdition(reason=f"it needs {needed} bytes of memory, {alone} are available")
+    return NoEdition(reason=f"it needs {needed} bytes of memory, {room.free_bytes} are available")
 
 
 def _list(quantisations: Iterable[str]) -> str:

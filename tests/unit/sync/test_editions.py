@@ -50,6 +50,7 @@ def test_an_edition_needs_what_is_stated_but_for_the_size_of_its_weights() -> No
         (Room(free_bytes=450), True, "Q4_K_M"),  # what can be tried in the shadow goes first
         (Room(free_bytes=449, freed_bytes=401), True, "Q8_0"),
         (Room(free_bytes=449, freed_bytes=400), True, "Q4_K_M"),
+        (Room(free_bytes=300, freed_bytes=149), True, "Q4_K_M"),  # what a stop frees is a guess
         (Room(free_bytes=850, wanted="Q5_K_M"), False, "Q5_K_M"),
         (Room(wanted="Q4_K_M"), False, "Q4_K_M"),
         (Room(free_bytes=0, freed_bytes=550, wanted="Q5_K_M"), True, "Q5_K_M"),
@@ -63,7 +64,6 @@ def test_the_first_that_suits_is_taken(room: Room, chosen: str, *, may_stop: boo
     ("room", "may_stop", "reason"),
     [
         (Room(free_bytes=449, freed_bytes=9000), False, "it needs 450 bytes of memory, 449 are"),
-        (Room(free_bytes=300, freed_bytes=149), True, "it needs 450 bytes of memory, 449 are"),
         (Room(free_bytes=500, wanted="Q5_K_M"), False, "it needs 550 bytes of memory, 500 are"),
     ],
 )
