@@ -49,6 +49,7 @@ def test_a_version_from_a_hub_through_its_whole_life(fleet: Fleet) -> None:
             desk = Desk(daemon)
             daemon.ready()
             until(lambda: desk.active() == "1")
+            until(lambda: not desk.model().HasField("deployment"))  # written down, then put to use
             with Load(daemon) as load:
                 until(lambda: f"{MODEL}@1" in load.versions)
                 fleet.publish("2", DEMO_2)
