@@ -3,7 +3,8 @@
 What this room does: runs the cases of `benchmarks.survival`, two programs at a time, and keeps
 their counts; what was found wrong goes to the notes.
 What it knows: a short run takes some points of some scenes. A whole one takes each point about an
-act and each transaction in three seeds, and some changes of the disk; it cuts the power after each.
+act and each transaction in three seeds, and every sixth change of the disk; it cuts the power after
+each in four scenes, and after every ninth in the others.
 What it never does: judge a disk; the oracle does.
 """
 
@@ -28,7 +29,12 @@ OUTAGE_CASE = f"{outage.DAYS} days without a hub"
 SEEDS = 3
 _CHANGES_EVERY = 6
 _SHORT_SCENES = ("whole", "bad")
-_CUT_SCENES = ("first", "whole", "back", "bad")
+# Scenes, and every how many things done to the disk the power is cut: the last three differ from
+# `whole` and `bad` only towards their end.
+_CUTS_EVERY = {
+    **{"first": 1, "whole": 1, "back": 1, "bad": 1},
+    **{"refused": 9, "alone": 9, "stranded": 9},
+}
 _CUTS_EVERY_SHORT, _DAYS_SHORT = 90, 9
 _AT_ONCE = 2
 _DEADLINE_S = 1800.0
@@ -93,14 +99,13 @@ def measure_power(bench: Bench) -> None:
     world.mkdir()
     scenes.build(world)
     shim = str(power.build(world))
-    names = _SHORT_SCENES[:1] if bench.short else _CUT_SCENES
-    every = str(_CUTS_EVERY_SHORT if bench.short else 1)
+    cuts = {_SHORT_SCENES[0]: _CUTS_EVERY_SHORT} if bench.short else _CUTS_EVERY
     with hub.serving(world) as url:
         for disk in scenes.MADE:
             scenes.make_disk(world, url, disk)
         commands = [
-            ["benchmarks.survival.power", str(world), url, name, loss, every, shim]
-            for name in names
+            ["benchmarks.survival.power", str(world), url, name, loss, str(every), shim]
+            for name, every in cuts.items()
             for loss in LOSSES
         ]
         found = _told(bench, POWER, commands)

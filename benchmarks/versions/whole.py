@@ -3,7 +3,8 @@
 What this room does: the suites `switch` (version after version, through shadow, step and probation)
 and `caught` (damaged editions of a trained model, and a genuine one, each signed and assigned).
 What it knows: the fleet that the tests run: our own program in processes, over mutual TLS, with
-hints; requests ask for so many tokens, so that a short answer is seen as one.
+hints (so it is imported from them: what is measured is what is tested); requests ask for so many
+tokens, so that a short answer is seen as one.
 What it never does: count a switch that left out a part of the way.
 """
 
