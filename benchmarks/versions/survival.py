@@ -32,8 +32,13 @@ _SHORT_SCENES = ("whole", "bad")
 # Scenes, and every how many things done to the disk the power is cut: the last three differ from
 # `whole` and `bad` only towards their end.
 _CUTS_EVERY = {
-    "first": 1, "whole": 1, "back": 1, "bad": 1,
-    "refused": 9, "alone": 9, "stranded": 9,
+    "first": 1,
+    "whole": 1,
+    "back": 1,
+    "bad": 1,
+    "refused": 9,
+    "alone": 9,
+    "stranded": 9,
 }
 _CUTS_EVERY_SHORT, _DAYS_SHORT = 90, 9
 _AT_ONCE = 2
