@@ -13,6 +13,7 @@ A restart finds the last state that was saved, and nothing loaded: acts are done
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 
@@ -41,6 +42,7 @@ class Conductor:
         self._told = dict[Event, tuple[Happening, asyncio.Future[bool]]]()
         self._doing: asyncio.Task[Happening | None] | None = None
         self._acts = Acts(site, deployment.baseline)
+        self._over = asyncio.Event()
 
     @property
     def waiting_for(self) -> str:
@@ -75,6 +77,11 @@ class Conductor:
             self._doing.cancel()
         return kept
 
+    async def over(self, timeout_s: float) -> None:
+        """Wait until an end was entered, but so long at most; what it commands may be under way."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), timeout_s)
+
     def tick(self) -> None:
         """Look at the deadline."""
         deadline = self.deployment.deadline_utc_ms
@@ -95,6 +102,7 @@ class Conductor:
         while not self.deployment.has_ended:
             acts = await self._enter(await self._next(acts))
         self._pass_over()
+        self._over.set()
         for act in acts:
             await self._acts.perform(act, self.deployment)
         while not await self._site.book.settle():

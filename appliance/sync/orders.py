@@ -58,7 +58,8 @@ class Orders:
     async def rollback(self, by: str, model: str) -> RolledBack:
         """Send users back: out of a trial, or from the active version to its standby.
 
-        Returns when that has ended, or after ROLLBACK_WAIT_S as it is then.
+        Returns when users are back and that is written down, or after ROLLBACK_WAIT_S as it is
+        then; the version that was left may still be unloaded.
 
         Raises:
             DeploymentRefused: there is nothing to go back to.
@@ -74,7 +75,7 @@ class Orders:
                 elif not await live.tell(Event.CANCELLED, reason):  # it ends just now
                     await self._agent.ended(model, ROLLBACK_WAIT_S)
                     continue
-                await self._agent.ended(model, ROLLBACK_WAIT_S)
+                await live.over(ROLLBACK_WAIT_S)
                 is_durable = self._agent.journal.is_durable
                 return RolledBack(deployment=live.deployment, is_durable=is_durable)
             raise DeploymentRefused(

@@ -21,7 +21,7 @@ import msgspec
 from benchmarks.bars import Bar, judge
 from benchmarks.harness import machine
 from benchmarks.report import Results, keep
-from benchmarks.versions import changed, download, gate, rollback, survival, whole
+from benchmarks.versions import cached, changed, download, gate, ordered, survival, whole
 from benchmarks.versions.bench import Bench
 
 SUITES: dict[str, Callable[[Bench], None]] = {
@@ -30,13 +30,13 @@ SUITES: dict[str, Callable[[Bench], None]] = {
     gate.SUITE: gate.measure,
     whole.CAUGHT: whole.measure_caught,
     whole.SWITCH: whole.measure_switch,
-    rollback.SUITE: rollback.measure_loaded,
-    rollback.CACHED_SUITE: rollback.measure_cached,
+    ordered.SUITE: ordered.measure,
+    cached.SUITE: cached.measure,
     survival.KILLS: survival.measure_kills,
     survival.POWER: survival.measure_power,
     survival.OUTAGE: survival.measure_outage,
 }
-_PARTS = (download, changed, gate, whole, rollback, survival)
+_PARTS = (download, changed, gate, whole, ordered, cached, survival)
 BARS: tuple[Bar, ...] = tuple(bar for part in _PARTS for bar in part.BARS)
 NAME = "versions"
 _PEERS = "Peers: the tools that people use for it by hand, on the same server."

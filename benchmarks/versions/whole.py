@@ -65,13 +65,13 @@ def measure_switch(bench: Bench) -> None:
     count = _SWITCHES_SHORT if bench.short else _SWITCHES
     for number in bench.rounds(1):
         with (
-            _box(bench.scratch / f"switch-{number}", DEMO_1) as box,
-            Load(box.daemon, USERS, TOKENS) as load,
+            box(bench.scratch / f"switch-{number}", DEMO_1) as one,
+            Load(one.daemon, USERS, TOKENS) as load,
         ):
             for version in range(2, count + 2):
-                box.fleet.publish(str(version), DEMO_2 if version % 2 == 0 else DEMO_1, QUICK)
-                box.ended(str(version))
-            ways = [tuple(steps(box.daemon.lines, str(n))) for n in range(2, count + 2)]
+                one.fleet.publish(str(version), DEMO_2 if version % 2 == 0 else DEMO_1, QUICK)
+                one.ended(str(version))
+            ways = [tuple(steps(one.daemon.lines, str(n))) for n in range(2, count + 2)]
         cut = sum(failure.endswith(" tokens") for failure in load.failures)
         bench.notes += load.failures[:5]
         bench.keep(
@@ -93,14 +93,14 @@ def measure_caught(bench: Bench) -> None:
     makes = list(gate.REFUSED.values())[: _SHORT_DAMAGED if bench.short else None]
     for number in bench.rounds(1):
         place, refused, labels = bench.scratch / f"caught-{number}", 0, set[str]()
-        with _box(place, gate.SERVED) as box, Load(box.daemon, USERS, TOKENS) as load:
+        with box(place, gate.SERVED) as one, Load(one.daemon, USERS, TOKENS) as load:
             for version, make in enumerate((*makes, gate.PASSED[GENUINE]), start=2):
                 path = place / f"edition-{version}.gguf"
                 make(gate.DEMO, path)
-                box.fleet.publish(str(version), path, QUICK, pack)
-                end = box.ended(str(version))
+                one.fleet.publish(str(version), path, QUICK, pack)
+                end = one.ended(str(version))
                 if version < len(makes) + 2:
-                    way = steps(box.daemon.lines, str(version))
+                    way = steps(one.daemon.lines, str(version))
                     refused += end == "ABORTED" and way[-2:] == ["checking", "aborted"]
                     labels.add(f"{MODEL}@{version}")
         bench.notes += load.failures[:5]
@@ -118,7 +118,7 @@ def measure_caught(bench: Bench) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Box:
+class Box:
     """An appliance that takes versions from its hub."""
 
     fleet: Fleet
@@ -137,7 +137,7 @@ class _Box:
 
 
 @contextlib.contextmanager
-def _box(place: Path, first: Path) -> Iterator[_Box]:
+def box(place: Path, first: Path) -> Iterator[Box]:
     """Run a hub and an appliance that serves version 1 of it, until the block is left."""
     place.mkdir()
     fleet = Fleet(place)
@@ -149,7 +149,7 @@ def _box(place: Path, first: Path) -> Iterator[_Box]:
             desk = Desk(daemon)
             daemon.ready()
             _wait(lambda: desk.active() == "1")
-            yield _Box(fleet=fleet, daemon=daemon, desk=desk)
+            yield Box(fleet=fleet, daemon=daemon, desk=desk)
 
 
 def _wait(condition: Callable[[], object]) -> None:

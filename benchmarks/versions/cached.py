@@ -1,10 +1,9 @@
-"""Go back to the version before: how long does it take, and what does it cost those who wait?
+"""Go back to a version that is not loaded, whose file is in the page cache: how long does it take?
 
-What this room does: the suites `rollback` (both versions loaded, eight streams running) and
-`rollback-cached` (the old version in the page cache, with and without a spare worker).
+What this room does: the suite `rollback-cached`, with and without a spare worker.
 What it knows: a rollback ends when a new request is accepted by the old version; loading from the
 page cache is measured alone, in a worker with its imports done.
-What it never does: count a request twice, or leave one out.
+What it never does: measure the way through a face: what is measured is the load.
 """
 
 from __future__ import annotations
@@ -26,15 +25,11 @@ from benchmarks.versions.bench import Bench
 from benchmarks.versions.two_versions import Answered, TwoVersions, two_versions
 from tools.gguf_writer import SHAPES, Quantisation, byte_vocabulary, write_llama
 
-SUITE, CACHED_SUITE = "rollback", "rollback-cached"
-CASE, STILL = "8 streams", "no rollback"
+SUITE = "rollback-cached"
 OURS, SPARE, NO_SPARE = "ours", "with a spare", "without a spare"
 DEMO = Path(__file__).resolve().parents[2] / "appliance" / "models" / "demo" / "demo-2.q8_0.gguf"
-STREAMS = 8
-STREAM_TOKENS = 200
 NEW_TOKENS = 4
-_ROLLBACKS, _ROLLBACKS_SHORT = 100, 6
-_CACHED_ROUNDS = 5
+_ROUNDS = 5
 _SPARE_S = 30.0
 _WAIT_S = 120.0
 _LOADS = 3
@@ -42,61 +37,20 @@ _TICK_S = 0.05
 _IMPORTS_S = 3.0  # a new worker has done its imports by then
 _CASES = ("demo model", "1B shape")
 
-BARS: tuple[Bar, ...] = (
-    Bar(suite=SUITE, case=CASE, metric="accepted_ms_p99", side=OURS, at_most=50.0),
-    Bar(suite=SUITE, case=CASE, metric="failed", side=OURS, at_most=0.0, exact=True),
-    Bar(suite=SUITE, case=CASE, metric="cut", side=OURS, at_most=0.0, exact=True),
-    Bar(suite=SUITE, case=CASE, metric="first_token_ms", side=OURS, over_case=STILL, at_most=2.0),
-    *(
-        Bar(suite=CACHED_SUITE, case=case, metric="beyond_load_ms", side=side, at_most=at_most)
-        for case in _CASES
-        for side, at_most in ((SPARE, 200.0), (NO_SPARE, 800.0))
-    ),
+BARS: tuple[Bar, ...] = tuple(
+    Bar(suite=SUITE, case=case, metric="beyond_load_ms", side=side, at_most=at_most)
+    for case in _CASES
+    for side, at_most in ((SPARE, 200.0), (NO_SPARE, 800.0))
 )
 
 
-def measure_loaded(bench: Bench) -> None:
-    """Switch to the new version and back, under load, and ask the old one each time."""
-    for number in bench.rounds(1):
-        asyncio.run(_loaded(bench, number))
-
-
-def measure_cached(bench: Bench) -> None:
+def measure(bench: Bench) -> None:
     """Switch back to a version that is not loaded, whose file is in the page cache."""
     for case in _CASES[:1] if bench.short else _CASES:
         path = DEMO if case == _CASES[0] else _written(bench, "1B")
-        for number in bench.rounds(_CACHED_ROUNDS):
+        for number in bench.rounds(_ROUNDS):
             for side in (SPARE, NO_SPARE)[:: -1 if number % 2 else 1]:
                 asyncio.run(_cached(bench, case, path, side, number))
-
-
-async def _loaded(bench: Bench, number: int) -> None:
-    rollbacks = _ROLLBACKS_SHORT if bench.short else _ROLLBACKS
-    async with two_versions(bench.scratch, DEMO, _engine(), Hosting(spare_worker=False)) as t:
-        await t.router.serve(t.new, t.path, t.settings, active=False)
-        load = _Load(t)
-        running = t.group.create_task(load.run())
-        await load.has_begun()
-        still = [await _one(t, t.old, monotonic_ms()) for _ in range(rollbacks)]
-        back = []
-        for _ in range(rollbacks):
-            await _switched(t, t.new)
-            back.append(await _switched(t, t.old))
-        load.stop()
-        await running
-    asked = [*(one for _, _, one in (*still, *back)), *load.streams]
-    bench.keep(
-        SUITE,
-        CASE,
-        OURS,
-        number,
-        accepted_ms_p99=float(np.percentile([ms for ms, _, _ in back], 99)),
-        first_token_ms=float(np.median([ms for _, ms, _ in back])),
-        failed=float(sum(one.failed for one in asked)),
-        cut=float(sum(not one.done or one.is_cut for one in asked)),
-    )
-    median_ms = float(np.median([ms for _, ms, _ in still]))
-    bench.keep(SUITE, STILL, OURS, number, first_token_ms=median_ms)
 
 
 async def _cached(bench: Bench, case: str, path: Path, side: str, number: int) -> None:
@@ -116,7 +70,7 @@ async def _cached(bench: Bench, case: str, path: Path, side: str, number: int) -
             raise RuntimeError("a request failed")
     load_ms = float(np.median([await _load_alone(path) for _ in range(_LOADS)]))
     bench.keep(
-        CACHED_SUITE,
+        SUITE,
         case,
         side,
         number,
@@ -124,37 +78,6 @@ async def _cached(bench: Bench, case: str, path: Path, side: str, number: int) -
         load_ms=load_ms,
         beyond_load_ms=took_ms - load_ms,
     )
-
-
-class _Load:
-    """Eight streams, each followed by another one, until told to stop."""
-
-    def __init__(self, t: TwoVersions) -> None:
-        self._t = t
-        self._stopping = False
-        self._all_asked = asyncio.Event()
-        self.streams: list[Answered] = []
-
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(STREAMS):
-                group.create_task(self._follow_each_other())
-
-    async def has_begun(self) -> None:
-        await self._all_asked.wait()
-        for stream in tuple(self.streams):
-            await stream.began.wait()
-
-    def stop(self) -> None:
-        self._stopping = True
-
-    async def _follow_each_other(self) -> None:
-        while not self._stopping:
-            stream, task = self._t.ask(STREAM_TOKENS)
-            self.streams.append(stream)
-            if len(self.streams) >= STREAMS:
-                self._all_asked.set()
-            await task
 
 
 async def _switched(t: TwoVersions, to: ModelVersion) -> tuple[float, float, Answered]:
