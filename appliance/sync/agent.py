@@ -185,6 +185,7 @@ class Agent:
         serving = memory.serving[model]
         assert serving.standby, "there is nothing to go back to"
         assert model not in self.conductors, "one deployment at a time"
+        self.refusals.pop(model, None)  # what is assigned is held against it when that is over
         offer = memory.offers[serving.active]
         deployment = undoing(
             model=model,

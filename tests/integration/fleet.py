@@ -15,9 +15,10 @@ import grpc
 import grpc.aio
 
 from appliance.api.proto import deployment_pb2 as pb
-from appliance.api.proto import inference_pb2
+from appliance.api.proto import inference_pb2, model_pb2
 from appliance.api.proto.deployment_pb2_grpc import DeploymentServiceStub
 from appliance.api.proto.inference_pb2_grpc import InferenceServiceStub
+from appliance.api.proto.model_pb2_grpc import ModelServiceStub
 from tests.integration.daemons import DEMO, RunningDaemon, program
 from tests.integration.hubs import RunningHub
 
@@ -166,8 +167,15 @@ class Desk:
         return list(self.call(work).deployments)
 
     def active(self) -> str:
-        """Name the active version."""
-        return self.model().active.version
+        """Name the version that is written down as the active one, once users are sent to it."""
+        written = self.model().active.version
+
+        async def work() -> model_pb2.ListResponse:
+            async with asyncio.timeout(CALL_S), grpc.aio.insecure_channel(self._address) as channel:
+                return await ModelServiceStub(channel).List(model_pb2.ListRequest())
+
+        serving = [one for one in asyncio.run(work()).models if one.role == model_pb2.ROLE_ACTIVE]
+        return written if (MODEL, written) in [(one.name, one.version) for one in serving] else ""
 
 
 def state_of(deployment: pb.Deployment) -> str:
