@@ -9,8 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance import gguf
+from appliance.contract.release import Facts, HealthPack
 from appliance.domain import Digest, HostedAdapter, Loaded, StandbyLevel
 from appliance.errors import AdapterNotLoaded, ModelUnloadable
+from appliance.sync.health import gate
 from tests.integration.bench import DEMO_MODEL
 from tests.integration.hosts import Hosted, hosted, hosting
 from tests.integration.trial import NEW, OLD, Trial, edition
@@ -81,3 +84,26 @@ def test_a_version_whose_adapter_does_not_load_is_refused_whole(tmp_path: Path) 
             assert [status.version for status in t.router.models()] == [OLD, NEW]
 
     asyncio.run(run())
+
+
+def test_the_tokeniser_of_what_was_loaded_is_held_against_what_was_signed(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with hosting(tmp_path) as (_, h):
+            loaded = await h.host.load(hosted(3), None)
+            assert isinstance(loaded, Loaded)
+            own = gguf.tokenizer_digest(DEMO_MODEL, gguf.read_head(DEMO_MODEL))
+            assert gate(HealthPack(), facts(own), loaded, (), ()).ok
+            refused = gate(HealthPack(), facts("b" * 64), loaded, (), ())
+            assert (refused.ok, "tokeniser" in refused.reason) == (False, True)
+
+    asyncio.run(run())
+
+
+def facts(tokenizer_sha256: str) -> Facts:
+    return Facts(
+        architecture="llama",
+        parameters_count=1,
+        quantisation="Q8_0",
+        context_train_tokens=1,
+        tokenizer_sha256=tokenizer_sha256,
+    )
