@@ -88,6 +88,17 @@ class Deployments(Section):
             ),
         ),
     ] = ()
+    memory_slack_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description=(
+                "What a candidate may take beyond the memory its publisher states, its KV cells "
+                "not counted, in bytes."
+            ),
+        ),
+    ] = 1 << 30
     may_stop_active: Annotated[
         bool,
         Meta(

@@ -43,7 +43,8 @@ class HostedVersion(Value):
 class Loaded(Value):
     """What a version is once it is loaded: in ms, bytes, and the digest of its tokeniser, in hex.
 
-    tokenizer_sha256: empty where the host can't tell.
+    memory_bytes: of its own, beyond its files and the cells of its KV cache. tokenizer_sha256:
+    empty where the host can't tell.
     """
 
     digest: Digest

@@ -332,6 +332,7 @@ class HubVersions:
                 slack_ms=settings.slack_ms,
                 agreed_min=settings.agreed_min,
             ),
+            memory_slack_bytes=settings.memory_slack_bytes,
             bounds=Bounds(entries_max=settings.entries_max, reboots_max=settings.reboots_max),
             pace=Pace(
                 measure_s=settings.tick_s,

@@ -122,10 +122,16 @@ class Host:
         if served.state is VersionState.FAILED:
             raise served.failure or WorkerLost(cause="failed", tokens_sent=0)
         self._router.wake(hosted.digest)
+        own_bytes = _own_bytes(served)
+        if instead_of is None and hosted.digest != self._router.row(hosted.version.model).active:
+            room = self._too_little_left(hosted, own_bytes)
+            if room is not None:
+                await self._router.unload(hosted.digest, drain_s=self._settings.unload_drain_s)
+                return room
         return Loaded(
             digest=hosted.digest,
             load_ms=self._clock() - began_ms,
-            memory_bytes=_resident_bytes(served.pid),
+            memory_bytes=own_bytes,
             tokenizer_sha256=await asyncio.to_thread(_tokenizer_sha256, served.path),
         )
 
@@ -356,6 +362,16 @@ class Host:
         free = needed if available is None else available - self._memory_reserve_bytes
         return None if needed <= free else NoRoom(needed_bytes=needed, free_bytes=max(0, free))
 
+    def _too_little_left(self, hosted: HostedVersion, own_bytes: int) -> NoRoom | None:
+        """Look again once it is loaded: what it takes was an estimate before.
+
+        One that takes as much as its file has its weights copied, and needs the file no longer.
+        """
+        available, blob_bytes = available_bytes(), hosted.version.blob_bytes
+        needed = own_bytes if own_bytes >= blob_bytes else own_bytes + blob_bytes
+        free = needed if available is None else available + own_bytes - self._memory_reserve_bytes
+        return None if needed <= free else NoRoom(needed_bytes=needed, free_bytes=max(0, free))
+
 
 async def _answered(ticket: Ticket) -> None:
     async with asyncio.timeout(_ANSWER_S), aclosing(ticket.events()) as events:
@@ -375,9 +391,15 @@ def _tokenizer_sha256(path: Path) -> str:
         raise ModelUnloadable(path=str(path), reason=str(fault)) from fault
 
 
-def _resident_bytes(pid: int) -> int:
-    """Read how much memory a process has now; 0 if it has gone."""
+def _own_bytes(served: Served) -> int:
+    """Read what a loaded version takes beyond its files and its cells; 0 if it has gone.
+
+    The pages of mapped files are left out: they lie in the page cache, whoever maps them.
+    """
+    facts = served.facts
+    cells_bytes = facts.kv_cells * facts.kv_bytes_per_token if facts is not None else 0
     try:
-        return int(psutil.Process(pid).memory_info().rss)
+        memory = psutil.Process(served.pid).memory_info()
     except psutil.Error:
         return 0
+    return max(0, int(memory.rss - memory.shared) - cells_bytes)

@@ -35,10 +35,12 @@ from appliance.errors import (
     WorkerLost,
 )
 from appliance.sync.deployment import Bounds, Deployment, Happening
-from appliance.sync.health import gate
+from appliance.sync.health import Gate, gate, overrun
 from appliance.sync.host import Blobs, Examiner, ModelHost, Offer
 from appliance.sync.judge import Bars, Measures, judge, measured
 from appliance.sync.states import Act, Event, State
+
+MEMORY_SLACK_BYTES = 1 << 30
 
 
 class Book(Protocol):
@@ -76,7 +78,8 @@ class Site:
     hosted: lays a version out for its worker. let_go: takes away what was laid out of all versions
     but these; raises SyncError. checked: looks into files that were fetched, before anything native
     does; raises as `Blobs.fetch`. window: says why nothing may be activated now; empty: it may.
-    alert: tells a person. sleep: waits for so many seconds.
+    alert: tells a person. sleep: waits for so many seconds. memory_slack_bytes: what a candidate
+    may take beyond what its publisher states.
     """
 
     host: ModelHost
@@ -94,6 +97,7 @@ class Site:
     bars: Bars
     bounds: Bounds
     pace: Pace
+    memory_slack_bytes: int = MEMORY_SLACK_BYTES
     checked: Callable[[Offer], Awaitable[None]] = _unseen
 
 
@@ -207,8 +211,19 @@ class Acts:
             passed = await asyncio.to_thread(gate, pack, release.facts, loaded, answers, of_active)
         else:
             passed = gate(pack, release.facts, loaded, answers, of_active)
+        if passed.ok:
+            passed = self._within_memory(now, loaded) or passed
         event = Event.CHECKS_PASSED if passed.ok else Event.CHECK_FAILED
         return self.happened(event, passed.reason)
+
+    def _within_memory(self, now: Deployment, loaded: Loaded) -> Gate | None:
+        """Hold what it takes against what was signed; None: it is within that."""
+        reason = overrun(
+            loaded,
+            stated_bytes=self._offer(now).needed_bytes,
+            slack_bytes=self._site.memory_slack_bytes,
+        )
+        return Gate(ok=False, reason=reason) if reason else None
 
     async def _answer(self, digest: Digest, prompt: Expectation) -> Answer | None:
         try:

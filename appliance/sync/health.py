@@ -1,7 +1,7 @@
 """Hold what a candidate answers to its health pack against what its publisher expects. Pure.
 
 What this room does: one answer against one expectation; all answers, the tokeniser, the distance
-from the original and the speed against the pack.
+from the original and the speed against the pack; the memory against what was stated.
 What it knows: answers are drawn greedily, so the same version gives the same answer each time, but
 for what another batch or machine moves; the pack says how many must be right.
 What it never does: ask, or judge the answers of real requests.
@@ -74,6 +74,20 @@ def gate(
         )
     fault = _far(pack, answers) or _slow(pack, answers, active_answers)
     return Gate(ok=not fault, reason=fault or f"{right} of {len(faults)} answers are right")
+
+
+def overrun(loaded: Loaded, *, stated_bytes: int, slack_bytes: int) -> str:
+    """Say by how much a candidate takes more memory than was signed; empty: it does not.
+
+    stated_bytes: its files included, which an engine may copy.
+    """
+    allowed = stated_bytes + slack_bytes
+    if loaded.memory_bytes <= allowed:
+        return ""
+    return (
+        f"it takes {loaded.memory_bytes} bytes of memory without its KV cells, at most {allowed} "
+        f"are allowed: {stated_bytes} that its publisher states, and {slack_bytes} more"
+    )
 
 
 def drift_of(pack: HealthPack, answers: tuple[Answer | None, ...]) -> float:

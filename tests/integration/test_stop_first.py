@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance.config import Hosting, Limits
 from appliance.domain import HostedVersion, Loaded, NoRoom, StandbyLevel, StandbyStatus, Traffic
 from appliance.errors import DeploymentRefused, ModelNotReady, ModelUnloadable
+from appliance.runtime.devices import available_bytes
 from appliance.runtime.host import Host
 from appliance.runtime.standby import Standbys
 from tests.integration.bench import DEMO_MODEL
@@ -19,6 +21,7 @@ from tests.integration.trial import NEW, OLD, Trial, edition, on_trial
 
 SETTINGS = Hosting(spare_worker=False)
 ALL_BYTES = 2**60
+MARGIN_BYTES = 24 << 20  # what others take meanwhile; a worker takes several times as much
 
 
 class Narrow:
@@ -61,6 +64,31 @@ async def narrow(place: Path) -> AsyncIterator[tuple[Trial, Narrow]]:
     async with on_trial(place, hosting=SETTINGS) as t:
         await t.router.unload(NEW.digest, drain_s=0.0)
         yield t, Narrow(t)
+
+
+def test_what_leaves_too_little_memory_once_it_is_loaded_goes_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with narrow(tmp_path) as (t, n):
+            available = available_bytes()
+            assert available is not None
+            size = DEMO_MODEL.stat().st_size
+            modest = msgspec.structs.replace(
+                hosted(2),
+                version=msgspec.structs.replace(edition(2), blob_bytes=size),
+                memory_bytes=size + 1,  # as its publisher says; a worker takes far more
+            )
+            host = Host(
+                *(t.router, n.standbys, (), SETTINGS),
+                limits=Limits(),
+                memory_reserve_bytes=available - size - MARGIN_BYTES,
+            )
+            said = await host.load(modest, None)
+            assert isinstance(said, NoRoom)
+            assert said.free_bytes < said.needed_bytes, said
+            assert n.loaded == [OLD.label]
+            assert await n.answered_by() == OLD.label
+
+    asyncio.run(run())
 
 
 def hosted(number: int, path: Path = DEMO_MODEL) -> HostedVersion:

@@ -138,6 +138,7 @@ class Host:
         self.bad: set[Digest] = set()
         self.unloadable: set[Digest] = set()
         self.answers: dict[Digest, str] = {}
+        self.memory_bytes = 1
         self.roots: frozenset[str] = frozenset()
 
     @property
@@ -154,7 +155,12 @@ class Host:
         if hosted.digest in self.unloadable:
             raise ModelUnloadable(path=hosted.weights[0], reason="it is broken")
         self.loaded[hosted.digest] = hosted
-        return Loaded(digest=hosted.digest, load_ms=1.0, memory_bytes=1, tokenizer_sha256="a" * 64)
+        return Loaded(
+            digest=hosted.digest,
+            load_ms=1.0,
+            memory_bytes=self.memory_bytes,
+            tokenizer_sha256="a" * 64,
+        )
 
     async def unload(self, digest: Digest) -> None:
         self.loaded.pop(digest, None)

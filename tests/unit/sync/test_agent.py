@@ -136,6 +136,23 @@ def test_a_version_that_fails_its_health_pack_is_refused(tmp_path: Path) -> None
     run(test())
 
 
+def test_a_version_that_takes_far_more_memory_than_was_signed_is_refused(tmp_path: Path) -> None:
+    async def test() -> None:
+        box = box_with(tmp_path, "1", "2")
+        async with box.running() as (agent, orders):
+            await take(box, agent, "1")
+            box.host.memory_bytes = 1 << 40
+            box.hub.assign("2")
+            await agent.look()
+            await until(lambda: not agent.conductors)
+            ended = (await orders.history(1))[0]
+            assert (ended.state, ended.cause) == (State.ABORTED, "check_failed")
+            assert f"takes {1 << 40} bytes" in ended.reason
+            assert box.host.serves == ("1", "", 0.0)
+
+    run(test())
+
+
 def test_an_operator_rolls_back_and_it_is_recorded(tmp_path: Path) -> None:
     async def test() -> None:
         box = box_with(tmp_path, "1", "2")

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.contract.release import Expectation, Facts, HealthPack, Likely
 from appliance.domain import Answer, Digest, Loaded, TokenLogprob
-from appliance.sync.health import check, gate, tokens_per_s
+from appliance.sync.health import check, gate, overrun, tokens_per_s
 
 FACTS = Facts(
     architecture="llama",
@@ -69,6 +69,14 @@ def test_another_tokeniser_is_refused() -> None:
     other = Loaded(digest=Digest("d"), load_ms=1.0, memory_bytes=1, tokenizer_sha256="b" * 64)
     assert not gate(HealthPack(), FACTS, other, (), ()).ok
     assert gate(HealthPack(), FACTS, LOADED, (), ()).ok
+
+
+def test_a_candidate_that_takes_more_than_was_stated_is_refused_with_both_numbers() -> None:
+    loaded = Loaded(digest=Digest("d"), load_ms=1.0, memory_bytes=1_500)
+    assert overrun(loaded, stated_bytes=1_000, slack_bytes=500) == ""
+    reason = overrun(loaded, stated_bytes=1_000, slack_bytes=499)
+    assert "takes 1500 bytes" in reason
+    assert "at most 1499 are allowed: 1000" in reason
 
 
 def test_a_candidate_slower_than_its_floor_is_refused() -> None:
