@@ -151,10 +151,12 @@ def test_every_option_means_what_it_means_elsewhere(served: Stack) -> None:
         "max_tokens": 12,
         "ignore_eos": True,
     }
-    response = infer(served, asked(*TEXTS, **options, stop='["zzz", "qqq"]', priority="batch"))
-    assert unframed(response.raw_output_contents[0]) == completions(
-        served, **options, stop=["zzz", "qqq"], priority="batch"
-    )
+    for text in TEXTS:  # alone, and its prompt cached: then both are computed alike, to the bit
+        request = asked(text, **options, stop='["zzz", "qqq"]', priority="batch")
+        infer(served, request)
+        assert unframed(infer(served, request).raw_output_contents[0]) == completions(
+            served, **options, prompt=text, stop=["zzz", "qqq"], priority="batch"
+        )
     whole = unframed(infer(served, asked(TEXTS[0], **GREEDY)).raw_output_contents[0])[0]
     stop = whole[3:6]
     cut = unframed(infer(served, asked(TEXTS[0], **GREEDY, stop=stop)).raw_output_contents[0])[0]

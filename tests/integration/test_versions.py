@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from appliance.api.proto import deployment_pb2 as pb
+from benchmarks.versions import gate
+from benchmarks.versions.damaged import LlamaFileType, quantised
 from tests.integration.fleet import (
     COHORT,
     DEMO_1,
@@ -82,15 +85,25 @@ def test_a_version_from_a_hub_through_its_whole_life(fleet: Fleet) -> None:
         assert daemon.process.poll() is None
 
 
-@pytest.mark.parametrize("is_tar", [True, False], ids=["tar", "directory"])
-def test_a_stick_brings_the_same_and_its_adapters(tmp_path: Path, *, is_tar: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "edition", "wished"),
+    [("stick.tar", "Q8_0", []), ("stick", "Q6_K", [f"{MODEL}=Q6_K"])],
+    ids=["tar", "directory"],
+)
+def test_a_stick_brings_the_edition_of_this_machine_and_its_adapters(
+    tmp_path: Path, name: str, edition: str, wished: list[str]
+) -> None:
     fleet = Fleet(tmp_path)
-    write_lora(tmp_path / "polite.gguf", DEMO_1)
-    fleet.publish("1", DEMO_1, STRAIGHT, more=("--adapter", tmp_path / "polite.gguf"))
+    write_lora(tmp_path / "polite.gguf", DEMO_2)
+    smaller = tmp_path / "smaller.gguf"
+    quantised(gate.DEMO.original, smaller, LlamaFileType.MOSTLY_Q6_K)
+    files = ("--weights", smaller, "--adapter", tmp_path / "polite.gguf")
+    fleet.publish("1", DEMO_2, STRAIGHT, more=files)
     fleet.trust()
-    stick = tmp_path / ("stick.tar" if is_tar else "stick")
+    stick = tmp_path / name
     fleet.hub_run("export", "--cohort", COHORT, "--to", stick)
-    with fleet.daemon(**{"versions.cohort": COHORT}) as daemon:
+    settings = {"versions.cohort": COHORT, "deployments.quantisations": json.dumps(wished)}
+    with fleet.daemon(**settings) as daemon:
         daemon.ready()
         desk = Desk(daemon)
         assert desk.active() == ""
@@ -105,6 +118,11 @@ def test_a_stick_brings_the_same_and_its_adapters(tmp_path: Path, *, is_tar: boo
             until(lambda: len(load.versions) > 0 and len(adapted.versions) > 0)
         assert load.failures == adapted.failures == []
         assert set(adapted.versions) == {f"{MODEL}@1:polite"}
+        assert desk.model().active.quantisation == edition
+        assert [one.quantisation for one in desk.deployments()] == [edition]
+        here = {path.stat().st_size for path in fleet.state.glob("blobs/sha256/*/*")}
+        taken = {"Q8_0": DEMO_2.stat().st_size in here, "Q6_K": smaller.stat().st_size in here}
+        assert [one for one, is_here in taken.items() if is_here] == [edition]
 
 
 def test_trust_and_enrolment_are_found_by_a_daemon_that_runs(fleet: Fleet) -> None:
