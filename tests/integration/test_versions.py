@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from gguf import LlamaFileType
 
 from appliance.api.proto import deployment_pb2 as pb
 from benchmarks.versions import gate
-from benchmarks.versions.damaged import LlamaFileType, quantised
+from benchmarks.versions.damaged import quantised
 from tests.integration.fleet import (
     COHORT,
     DEMO_1,
