@@ -112,7 +112,10 @@ def list_devices(
 @click.option("--count", type=click.IntRange(1, 1000), default=20, help="How many; default 20.")
 @hub_options
 def reports(name: str, count: int, path: Path | None, overrides: tuple[str, ...]) -> None:
-    """Print the last reports of the appliance NAME as JSON, one a line, newest first."""
+    """Print the last reports of the appliance NAME as JSON, one a line, newest first.
+
+    A "deployment-step" says which state a version entered there, and why.
+    """
     with opened_inventory(hub_config(path, overrides)) as store:
         for report in inventory.reports(store, checked(name, "device"), count):
             line = {

@@ -1,9 +1,9 @@
 """Describe what an appliance tells its hub: reports, numbered as they leave its outbox.
 
-What this room does: one report and its bounds.
+What this room does: one report and its bounds; what the body of each kind says.
 What it knows: an outbox has a random name; its reports are numbered from 1 and never again. A hub
 takes each number once.
-What it never does: say what a report's body holds; its kind does.
+What it never does: say what an appliance does next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,28 @@ from appliance.contract.names import checked
 
 REPORT_BYTES_MAX = 16 * 1024
 OUTBOX = re.compile(r"[0-9a-f]{32}")
+DEPLOYMENT_STEP = "deployment-step"
 _NAME = "report"
+
+
+class DeploymentStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A state that a deployment entered: the body of a report of the kind DEPLOYMENT_STEP, as JSON.
+
+    deployment: its number on the appliance. digest: of the release's document. state and cause: as
+    `appliance deployments --json` has them. entered_utc_ms: by the appliance's clock.
+    """
+
+    deployment: int
+    model: str
+    version: str
+    digest: str
+    state: str
+    entered_utc_ms: int
+    step: int = 0
+    quantisation: str = ""
+    undo: str = ""
+    cause: str = ""
+    reason: str = ""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -115,7 +115,7 @@ class HubVersions:
         self._state = state
         self._begun, self._ended = asyncio.Event(), asyncio.Event()
         calendar = Calendar(settings)
-        self._journal = Journal(state, state_dir, history_max=settings.history_max)
+        self._journal = Journal(state, state_dir, contact.outbox, history_max=settings.history_max)
         remembered = Remembered(state, store_wait_s=2 * config.store.busy_timeout_s)
         self._beliefs = self._believing(remembered)
         timetable = Timetable.of(config)

@@ -30,7 +30,8 @@ class Contact:
     """The hub, as this appliance reaches it. Belongs to one loop; `run` once.
 
     identity: None while this appliance is not enrolled, or its identity can't be used. on_hint: may
-    be set before `run`; see `Link`. on_enrolled: is told once when there is an identity.
+    be set before `run`; see `Link`. on_enrolled: is told once when there is an identity. outbox:
+    what the hub is to be told.
     """
 
     def __init__(self, state: Store, config: Config, program: str) -> None:
@@ -38,7 +39,7 @@ class Contact:
         self.identity: DeviceIdentity | None = None
         self.on_hint: Callable[[], None] = lambda: None
         self.on_enrolled: Callable[[DeviceIdentity], None] = lambda _: None
-        self._state = state
+        self.outbox = Outbox(state, config.link.outbox_reports, utc_ms)
         self._config = config
         self._program = program
         self._link: Link | None = None
@@ -89,7 +90,7 @@ class Contact:
         settings = self._config.link
         return Link(
             identity,
-            Outbox(self._state, settings.outbox_reports, utc_ms),
+            self.outbox,
             settings,
             program=self._program,
             on_hint=self._hinted,

@@ -14,10 +14,11 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
+from appliance.contract.fleet import DEPLOYMENT_STEP, DeploymentStep
 from appliance.domain import Digest, Value
 from appliance.errors import StoreError
 from appliance.store import Store, Transaction, remove_unfinished, write_durably
@@ -33,7 +34,18 @@ T = TypeVar("T")
 POINTER_NAME = "pointer.json"
 POINTER_BYTES_MAX = 64 << 20
 _POINTER_MODE = 0o600
+_REASON_CHARS = 1_000  # of what a report says; the whole stands in the history here
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Outbox(Protocol):
+    """Keep reports until the hub has them; see `outbox`. changed: set by who added one."""
+
+    changed: asyncio.Event
+
+    def add_in(self, transaction: Transaction, kind: str, body: bytes) -> None:
+        """Add a report in the transaction of what it reports. Raises DocumentRefused."""
+        ...
 
 
 class _Mirror(Value):
@@ -52,10 +64,17 @@ class Journal:
     """
 
     def __init__(
-        self, store: Store, directory: Path, *, history_max: int, boot_id: str | None = None
+        self,
+        store: Store,
+        directory: Path,
+        outbox: Outbox | None = None,
+        *,
+        history_max: int,
+        boot_id: str | None = None,
     ) -> None:
         """Remember in `store`, made with MIGRATIONS, and mirror into `directory`; see `open`.
 
+        outbox: of the same store, for a report of each state entered; None: nobody is told.
         boot_id: names this boot of the machine; None: as the kernel says.
         """
         self.memory = Memory()
@@ -63,6 +82,7 @@ class Journal:
         self._pointer = directory / POINTER_NAME
         self._history_max = history_max
         self._boot_id = boot_id
+        self._outbox = outbox
         self._turn = asyncio.Lock()
         self._unsaved = dict[int, Deployment]()
         self._is_run_marked = False
@@ -124,6 +144,8 @@ class Journal:
                 is_durable = False
                 self._unsaved[deployment.id] = deployment
             self._learn(deployment, serving, offer)
+            if self._outbox is not None:
+                self._outbox.changed.set()
             await self._mirror()
         return is_durable
 
@@ -220,6 +242,8 @@ class Journal:
         """Write one state entered. On the writing thread."""
         records.put_deployment(to, deployment)
         records.put_serving(to, serving)
+        if self._outbox is not None:
+            self._outbox.add_in(to, DEPLOYMENT_STEP, msgspec.json.encode(_step(deployment)))
         if offer is not None:
             records.put_offer(to, offer)
         if not deployment.has_ended:
@@ -316,3 +340,20 @@ def _read_bounded(path: Path) -> bytes:
             return file.read(POINTER_BYTES_MAX)
     except OSError:
         return b""
+
+
+def _step(deployment: Deployment) -> DeploymentStep:
+    """Say what the hub is told of a state that was entered."""
+    return DeploymentStep(
+        deployment=deployment.id,
+        model=deployment.model,
+        version=deployment.version,
+        digest=deployment.digest,
+        state=deployment.state.value,
+        entered_utc_ms=deployment.entered_utc_ms,
+        step=deployment.step,
+        quantisation=deployment.quantisation,
+        undo=deployment.undo.value if deployment.undo is not None else "",
+        cause=deployment.cause,
+        reason=deployment.reason[:_REASON_CHARS],
+    )

@@ -9,6 +9,7 @@ import pytest
 from gguf import LlamaFileType
 
 from appliance.api.proto import deployment_pb2 as pb
+from appliance.contract.fleet import DEPLOYMENT_STEP
 from benchmarks.versions import gate
 from benchmarks.versions.damaged import quantised
 from tests.integration.fleet import (
@@ -23,7 +24,7 @@ from tests.integration.fleet import (
     state_of,
     steps,
 )
-from tests.integration.hubs import until
+from tests.integration.hubs import RunningHub, until
 from tools.gguf_writer import write_lora
 
 WHOLE_WAY = [
@@ -36,6 +37,14 @@ WHOLE_WAY = [
     "probation",
     "committed",
 ]
+
+
+def reported(hub: RunningHub, version: str) -> list[str]:
+    """List the states that a version went through, as the hub was told."""
+    lines = hub.run("device", "reports", "box", "--count", 1000).splitlines()
+    reports = [json.loads(line) for line in reversed(lines)]
+    steps = [json.loads(one["body"]) for one in reports if one["kind"] == DEPLOYMENT_STEP]
+    return [step["state"] for step in steps if step["version"] == version]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +83,8 @@ def test_a_version_from_a_hub_through_its_whole_life(fleet: Fleet) -> None:
             assert load.failures == []
             assert desk.active() == "1"
             until(lambda: desk.model().refusal.code == "quarantined")
+            told = [*WHOLE_WAY, "rolling_back", "rolled_back"]
+            until(lambda: reported(hub, "2") == ["planned", *told])
         assert hub.stop() == 0
     with fleet.daemon() as daemon:
         daemon.ready()
