@@ -349,6 +349,7 @@ def fit_cells(
 ) -> int:
     """Count the KV cells that memory allows, at most cells_total; look before llama.cpp tries.
 
+    Memory for sequences that make way is left free too, but for the least of cells.
     `draft`: of a draft model, whose cache has as many cells.
 
     Raises:
@@ -363,10 +364,10 @@ def fit_cells(
     if draft is not None:
         fixed += draft.file_bytes + _COMPUTE_BYTES
         cell_bytes += kv_cache_bytes(draft, "f16", "f16", 1)
-    fitting = max(0, available - fixed) // max(1, cell_bytes)
+    fitting = max(0, available - fixed - options.swap_bytes_max) // max(1, cell_bytes)
     if fixed + least * cell_bytes > available:
         raise GgufFault(
             f"it needs about {(fixed + least * cell_bytes) // _MIB} MiB of memory and "
             f"{available // _MIB} MiB are available"
         )
-    return min(wanted, fitting)
+    return min(wanted, max(least, fitting))

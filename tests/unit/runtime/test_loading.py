@@ -56,6 +56,18 @@ def test_fewer_cells_are_taken_where_memory_is_short(model: Path) -> None:
     assert fit_cells(head, OPTIONS, room) == 2000
 
 
+def test_room_for_sequences_that_make_way_is_left_but_not_at_the_cost_of_the_least(
+    model: Path,
+) -> None:
+    head = read_head(model)
+    swapping = msgspec.structs.replace(OPTIONS, swap_bytes_max=4 * MIB)
+    room = _fixed_bytes(model) + kv_cache_bytes(head, "f16", "f16", 2000)
+
+    assert fit_cells(head, swapping, room + 4 * MIB) == 2000
+    assert 1024 <= fit_cells(head, swapping, room) < 2000
+    assert fit_cells(head, msgspec.structs.replace(OPTIONS, swap_bytes_max=2**40), room) == 1024
+
+
 def test_a_model_for_which_not_even_one_context_fits_is_refused(model: Path) -> None:
     head = read_head(model)
     room = _fixed_bytes(model) + kv_cache_bytes(head, "f16", "f16", 1023)
