@@ -7,6 +7,8 @@ What it never does: measure, or decide whether a figure holds.
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,13 @@ import msgspec
 from benchmarks.bars import Verdict
 from benchmarks.plot import draw
 from benchmarks.samples import Sample, cpu_table, number, table
+
+_PLACES = {  # the longer ones first
+    sys.executable: "python",
+    str(Path(__file__).resolve().parents[1]): "REPOSITORY",
+    tempfile.gettempdir(): "SCRATCH",
+    str(Path.home()): "~",
+}
 
 
 class Results(msgspec.Struct, kw_only=True):
@@ -68,10 +77,20 @@ def figures(verdicts: list[Verdict]) -> str:
 def keep(folder: Path, name: str, results: Results) -> None:
     """Write NAME.json, NAME.md and NAME.svg into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = msgspec.json.format(msgspec.json.encode(results), indent=1)
-    (folder / f"{name}.json").write_bytes(data + b"\n")
+    bare = _without_places(msgspec.json.encode(results).decode())
+    results = msgspec.json.decode(bare, type=Results)
+    data = msgspec.json.format(bare, indent=1)
+    (folder / f"{name}.json").write_text(data + "\n", encoding="utf-8")
     text = page(results)
     if results.verdicts:
         (folder / f"{name}.svg").write_text(draw(results.verdicts), encoding="utf-8")
         text = f"![measured over bar]({name}.svg)\n\n{text}"
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def _without_places(text: str) -> str:
+    """Name the places of this machine by what they are for."""
+    for place, name in _PLACES.items():
+        if place != "/":  # the home of some
+            text = text.replace(place, name)
+    return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -104,3 +106,23 @@ def test_what_is_kept_can_be_read_again_and_the_picture_is_xml(tmp_path: Path) -
     assert "- a note" in text
     picture = ET.fromstring((tmp_path / "engine.svg").read_text())  # noqa: S314 - our own
     assert picture.tag.endswith("svg")
+
+
+def test_what_is_kept_names_no_place_of_this_machine(tmp_path: Path) -> None:
+    here = Path(__file__).resolve()
+    results = Results(
+        command="python -m benchmarks.engine",
+        machine={"cpu": "a", "cores": "2"},
+        peers="Peers.",
+        seconds={"s": 1.0},
+        commands={"ours": [sys.executable, str(here), f"{tempfile.gettempdir()}/x"]},
+        notes=[f"{here}: broke"],
+        verdicts=[],
+        samples=[Sample(suite="s", case="c", side=PEER, round=0, metrics={"m": 1.0})],
+    )
+    keep(tmp_path, "engine", results)
+    again = msgspec.json.decode((tmp_path / "engine.json").read_bytes(), type=Results)
+    there = f"REPOSITORY/tests/unit/benchmarks/{here.name}"
+    assert again.commands["ours"] == ["python", there, "SCRATCH/x"]
+    assert again.notes == [f"{there}: broke"]
+    assert f"- {there}: broke" in (tmp_path / "engine.md").read_text()
