@@ -1,8 +1,8 @@
 """Hold what is measured against what is to be reached.
 
 What this room does: the table of figures to reach; the ratios of each; `holds` or `falls short`.
-What it knows: that machines are noisy (by some 10 %): a ratio reaches its bar if the 95 % interval
-of its median does. A count that must be exact (`exact`) must reach it in every round.
+What it knows: a ratio reaches its bar if its median does; the 95 % interval beside it says how noisy
+the machine was. A count that must be exact (`exact`) must reach it in every round.
 What it never does: measure. Pure.
 """
 
@@ -54,15 +54,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def holds(self) -> bool:
-        """Say whether the bar is reached."""
+        """Say whether the bar is reached: by the median, or by every round where it is exact."""
         if self.measured is None:
             return False
+        found, exact = self.measured, self.bar.exact
         if self.bar.at_least is not None:
-            return self._best(self.measured.high, self.measured.low) >= self.bar.at_least
-        return self._best(self.measured.low, self.measured.high) <= self.bar.limit
-
-    def _best(self, hopeful: float, strict: float) -> float:
-        return strict if self.bar.exact else hopeful
+            return (found.low if exact else found.median) >= self.bar.at_least
+        return (found.high if exact else found.median) <= self.bar.limit
 
     @property
     def line(self) -> str:
