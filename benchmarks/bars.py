@@ -1,8 +1,8 @@
 """Hold what is measured against what is to be reached.
 
 What this room does: the table of figures to reach; the ratios of each; `holds` or `falls short`.
-What it knows: a ratio reaches its bar if its median does; the 95 % interval beside it says how noisy
-the machine was. A count that must be exact (`exact`) must reach it in every round.
+What it knows: a ratio reaches its bar if its median does; the 95 % interval beside it says how
+noisy the machine was. A count that must be exact (`exact`) must reach it in every round.
 What it never does: measure. Pure.
 """
 
