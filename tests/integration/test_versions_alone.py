@@ -102,7 +102,7 @@ def test_a_version_that_fits_only_alone_is_taken_where_the_site_allows_it(tmp_pa
             return await stub.Rollback(pb.RollbackRequest(model=MODEL))
 
         assert state_of(Desk(daemon).call(back).deployment) == "ROLLED_BACK"
-        assert settled(daemon, "1")
+        until(lambda: settled(daemon, "1"))
         with Load(daemon, users=1) as load:
             until(lambda: len(load.versions) > 0)
         assert (set(load.versions), load.failures) == ({f"{MODEL}@1"}, [])
