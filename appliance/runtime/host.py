@@ -107,6 +107,7 @@ class Host:
         """
         began_ms = self._clock()
         served = self._router.served(hosted.digest)
+        is_new = served is None
         if served is None:
             loadable = await self._loadable(hosted)
             if instead_of is None:
@@ -123,7 +124,7 @@ class Host:
             raise served.failure or WorkerLost(cause="failed", tokens_sent=0)
         self._router.wake(hosted.digest)
         own_bytes = _own_bytes(served)
-        if instead_of is None and hosted.digest != self._router.row(hosted.version.model).active:
+        if is_new and instead_of is None:
             room = self._too_little_left(hosted, own_bytes)
             if room is not None:
                 await self._router.unload(hosted.digest, drain_s=self._settings.unload_drain_s)

@@ -21,7 +21,7 @@ from tests.integration.trial import NEW, OLD, Trial, edition, on_trial
 
 SETTINGS = Hosting(spare_worker=False)
 ALL_BYTES = 2**60
-MARGIN_BYTES = 24 << 20  # what others take meanwhile; a worker takes several times as much
+MARGIN_BYTES = 2 << 20  # a worker takes some thirty
 
 
 class Narrow:
