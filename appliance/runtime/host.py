@@ -82,8 +82,10 @@ class Host:
         limits: Limits,
         memory_reserve_bytes: int,
         clock: Callable[[], float] = monotonic_ms,
+        read_available: Callable[[], int | None] = available_bytes,
     ) -> None:
         """Load as `models` say of the model of that name."""
+        self._read_available = read_available
         self._router = router
         self._standbys = standbys
         self._models = {model.name: model for model in models if model.name}
@@ -358,7 +360,7 @@ class Host:
             await self._standbys.look()
 
     def _no_room(self, loadable: Loadable) -> NoRoom | None:
-        available = available_bytes()
+        available = self._read_available()
         needed = loadable.version.blob_bytes + loadable.own_bytes
         free = needed if available is None else available - self._memory_reserve_bytes
         return None if needed <= free else NoRoom(needed_bytes=needed, free_bytes=max(0, free))
@@ -368,7 +370,7 @@ class Host:
 
         One that takes as much as its file has its weights copied, and needs the file no longer.
         """
-        available, blob_bytes = available_bytes(), hosted.version.blob_bytes
+        available, blob_bytes = self._read_available(), hosted.version.blob_bytes
         needed = own_bytes if own_bytes >= blob_bytes else own_bytes + blob_bytes
         free = needed if available is None else available + own_bytes - self._memory_reserve_bytes
         return None if needed <= free else NoRoom(needed_bytes=needed, free_bytes=max(0, free))

@@ -13,7 +13,6 @@ import pytest
 from appliance.config import Hosting, Limits
 from appliance.domain import HostedVersion, Loaded, NoRoom, StandbyLevel, StandbyStatus, Traffic
 from appliance.errors import DeploymentRefused, ModelNotReady, ModelUnloadable
-from appliance.runtime.devices import available_bytes
 from appliance.runtime.host import Host
 from appliance.runtime.standby import Standbys
 from tests.integration.bench import DEMO_MODEL
@@ -21,7 +20,6 @@ from tests.integration.trial import NEW, OLD, Trial, edition, on_trial
 
 SETTINGS = Hosting(spare_worker=False)
 ALL_BYTES = 2**60
-MARGIN_BYTES = 2 << 20  # a worker takes some thirty
 
 
 class Narrow:
@@ -69,8 +67,6 @@ async def narrow(place: Path) -> AsyncIterator[tuple[Trial, Narrow]]:
 def test_what_leaves_too_little_memory_once_it_is_loaded_goes_again(tmp_path: Path) -> None:
     async def run() -> None:
         async with narrow(tmp_path) as (t, n):
-            available = available_bytes()
-            assert available is not None
             size = DEMO_MODEL.stat().st_size
             modest = msgspec.structs.replace(
                 hosted(2),
@@ -80,7 +76,8 @@ def test_what_leaves_too_little_memory_once_it_is_loaded_goes_again(tmp_path: Pa
             host = Host(
                 *(t.router, n.standbys, (), SETTINGS),
                 limits=Limits(),
-                memory_reserve_bytes=available - size - MARGIN_BYTES,
+                memory_reserve_bytes=size,
+                read_available=iter((3 * size, size // 2)).__next__,  # before it is loaded, after
             )
             said = await host.load(modest, None)
             assert isinstance(said, NoRoom)
